@@ -1,0 +1,1 @@
+//! What the CLI asks of the agent: one JSON line each way.
