@@ -75,7 +75,8 @@ struct Written {
     hairpin_mode: Option<bool>,
     is_gateway: Option<bool>,
     ip_masq: Option<bool>,
-    ipam: Option<WrittenIpam>,
+    /// An object, which serde would read from a list as well.
+    ipam: Option<serde_json::Map<String, Value>>,
     dns: Option<Dns>,
     run_dir: Option<PathBuf>,
     data_dir: Option<PathBuf>,
@@ -146,7 +147,10 @@ pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
     }
     let unsupported = unsupported(&written);
     let runtime = lower_case(written.runtime_config.unwrap_or_default());
-    let ipam = written.ipam.unwrap_or_default();
+    let ipam: WrittenIpam =
+        serde_json::from_value(Value::Object(written.ipam.unwrap_or_default())).map_err(|error| {
+            Refusal::new(ErrorCode::Decode, format!("cannot read ipam in the configuration: {error}"))
+        })?;
     Ok(Conf {
         version,
         network,
