@@ -136,9 +136,11 @@ pub(crate) fn read_input() -> Result<Vec<u8>, Refusal> {
 /// # Errors
 /// Code 6 if it is no JSON of the right shape, 1 for an unknown version, 7 for what makes no sense.
 pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
-    let written: Written = serde_json::from_slice(input).map_err(|error| {
-        Refusal::new(ErrorCode::Decode, format!("cannot read the configuration: {error}"))
-    })?;
+    let written: Written = serde_json::from_slice::<serde_json::Map<String, Value>>(input)
+        .and_then(|object| serde_json::from_value(Value::Object(object)))
+        .map_err(|error| {
+            Refusal::new(ErrorCode::Decode, format!("cannot read the configuration: {error}"))
+        })?;
     let version = version(written.cni_version.as_deref().unwrap_or_default())?;
     let network = written.name.clone().unwrap_or_default();
     if !is_cni_name(&network) {
