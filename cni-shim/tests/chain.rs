@@ -1,6 +1,13 @@
 //! With the reference plugins of the distribution, in a runtime's hands: chains, delegated addresses, and our
 //! addresses under others' interfaces. Root and the package containernetworking-plugins needed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on must fail"
+)]
+
 mod support;
 
 use std::io::{Read, Write};
@@ -156,29 +163,51 @@ fn behind_another_plugin_our_interface_is_added_to_its_result() {
     }
 }
 
+/// host-local on a node, keeping its leases in the node's folder.
+struct HostLocal {
+    node: Node,
+    ipam: Value,
+}
+
+impl HostLocal {
+    fn new() -> Self {
+        let node = Node::new();
+        let routes = json!([{ "dst": "0.0.0.0/0" }]);
+        let leases = node.folder.join("leases");
+        let ipam =
+            json!({ "type": "host-local", "subnet": "10.22.0.0/16", "dataDir": leases, "routes": routes });
+        sh(&format!("ip -n {} route add 10.22.0.0/16 dev weave src {GATEWAY}", node.host.name()));
+        Self { node, ipam }
+    }
+
+    fn conf(&self) -> Value {
+        let mut conf = self.node.conf("1.0.0");
+        conf["ipam"] = self.ipam.clone();
+        conf
+    }
+
+    /// How many addresses it has given out.
+    fn held(&self) -> usize {
+        let Ok(all) = std::fs::read_dir(self.node.folder.join("leases/weave")) else { return 0 };
+        all.filter(|one| one.as_ref().unwrap().file_name().to_string_lossy().starts_with("10.22.")).count()
+    }
+}
+
 #[test]
-fn an_address_of_host_local_is_used_instead_of_ours_and_given_back() {
+fn an_address_of_host_local_is_used_instead_of_ours() {
     if !ready("an_address_of_host_local", &["host-local"]) {
         return;
     }
-    let mut node = Node::new();
-    let leases = node.folder.join("leases");
-    let ipam = json!({ "type": "host-local", "subnet": "10.22.0.0/16", "dataDir": leases, "routes": [{ "dst": "0.0.0.0/0" }] });
-    sh(&format!("ip -n {} route add 10.22.0.0/16 dev weave src {GATEWAY}", node.host.name()));
-    let held = || {
-        std::fs::read_dir(leases.join("weave")).map_or(0, |all| {
-            all.filter(|one| one.as_ref().unwrap().file_name().to_string_lossy().starts_with("10.22."))
-                .count()
-        })
-    };
+    let lab = HostLocal::new();
+    let node = &lab.node;
     for version in CHAINED {
-        let runtime = Runtime::new(&node, single(version, &json!({ "type": "weave-net", "ipam": ipam })));
+        let runtime = Runtime::new(node, single(version, &json!({ "type": "weave-net", "ipam": lab.ipam })));
         let pod = Netns::new();
         let result = runtime.add("pod", &pod.path(), json!({})).unwrap();
         let address = result["ips"][0]["address"].as_str().unwrap();
         assert!(address.starts_with("10.22.0.") && address.ends_with("/16"), "{result}");
         assert_eq!(result["ips"][0]["gateway"], "10.22.0.1");
-        assert_eq!((node.room.addresses().given().len(), held()), (0, 1));
+        assert_eq!((node.room.addresses().given().len(), lab.held()), (0, 1));
         assert!(reaches(&pod, GATEWAY), "{}{}", pod.ip("route"), pod.ip("addr"));
         assert_eq!(
             records::delegated_ports(node.folder.path()).len(),
@@ -190,42 +219,44 @@ fn an_address_of_host_local_is_used_instead_of_ours_and_given_back() {
         }
         runtime.del("pod", &pod.path()).unwrap();
         runtime.del("pod", &pod.path()).unwrap();
-        assert_eq!(held(), 0);
+        assert_eq!(lab.held(), 0);
         node.assert_clean();
     }
+}
 
-    let conf = || {
-        let mut conf = node.conf("1.0.0");
-        conf["ipam"] = ipam.clone();
-        conf
-    };
-    // A failure of ours gives the address back; so does a bad answer of theirs.
-    node.room.ports().set_trouble(Some("nft is gone"));
+#[test]
+fn an_address_of_host_local_is_given_back_whatever_fails() {
+    if !ready("an_address_of_host_local", &["host-local"]) {
+        return;
+    }
+    let mut lab = HostLocal::new();
     let pod = Netns::new();
-    let (code, msg) = node.cni("ADD", "pod", &pod.path(), &conf()).error();
+    lab.node.room.ports().set_trouble(Some("nft is gone"));
+    let (code, msg) = lab.node.cni("ADD", "pod", &pod.path(), &lab.conf()).error();
     assert!(code == 102 && msg.contains("nft is gone"), "{msg}");
-    assert_eq!(held(), 0, "given back");
-    node.room.ports().set_trouble(None);
-    let mut two = conf();
-    two["ipam"] = json!({ "type": "host-local", "dataDir": leases,
-        "ranges": [[{ "subnet": "10.22.0.0/16" }], [{ "subnet": "10.23.0.0/16" }]] });
-    let (code, msg) = node.cni("ADD", "pod", &pod.path(), &two).error();
+    assert_eq!(lab.held(), 0, "after a failure of ours");
+    lab.node.room.ports().set_trouble(None);
+
+    let mut two = lab.conf();
+    two["ipam"]["ranges"] = json!([[{ "subnet": "10.22.0.0/16" }], [{ "subnet": "10.23.0.0/16" }]]);
+    two["ipam"].as_object_mut().unwrap().remove("subnet");
+    let (code, msg) = lab.node.cni("ADD", "pod", &pod.path(), &two).error();
     assert!(code == 7 && msg.contains("gave 2 addresses"), "{msg}");
-    assert_eq!(held(), 0, "given back");
-    let mut none = conf();
-    none["ipam"]["subnet"] = json!("10.22.0.0/33");
-    let (_, msg) = node.cni("ADD", "pod", &pod.path(), &none).error();
+    assert_eq!(lab.held(), 0, "after an answer that we cannot use");
+
+    let mut wrong = lab.conf();
+    wrong["ipam"]["subnet"] = json!("10.22.0.0/33");
+    let (_, msg) = lab.node.cni("ADD", "pod", &pod.path(), &wrong).error();
     assert!(msg.contains("IPAM plugin host-local"), "{msg}");
-    node.assert_clean();
+    lab.node.assert_clean();
 
     // With the agent down the delegate is told of DEL all the same.
-    node.cni("ADD", "pod", &pod.path(), &conf()).result();
-    let delegating = conf();
-    node.stop();
-    node.cni("DEL", "pod", &pod.path(), &delegating).silent_success();
-    assert_eq!((held(), node.folder.tombstones().len()), (0, 1));
-    node.start();
-    node.assert_clean();
+    lab.node.cni("ADD", "pod", &pod.path(), &lab.conf()).result();
+    lab.node.stop();
+    lab.node.cni("DEL", "pod", &pod.path(), &lab.conf()).silent_success();
+    assert_eq!((lab.held(), lab.node.folder.tombstones().len()), (0, 1));
+    lab.node.start();
+    lab.node.assert_clean();
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Real pods on a real bridge: the real shim, the agent's real server, the kernel. Root needed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::time::{Duration, Instant};
@@ -84,7 +86,7 @@ fn a_pods_interface_is_what_the_design_says() {
     let node = Node::new();
     let pod = Netns::new();
     let args = [("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=till")];
-    let result = node.cni_with("ADD", "pod", &pod.path(), &node.conf("1.1.0"), &args).result();
+    let result = node.cni_with(&args, "ADD", ("pod", &pod.path()), &node.conf("1.1.0")).result();
     let [bridge, host, eth0] = result["interfaces"].as_array().unwrap().as_slice() else {
         panic!("{result}")
     };
@@ -242,7 +244,7 @@ fn a_name_that_somebody_has_taken_is_gone_around() {
     node.cni("DEL", "pod", &pod.path(), &conf).silent_success();
     assert_eq!(
         node.pod_links().into_iter().collect::<Vec<_>>(),
-        [taken.clone()],
+        std::slice::from_ref(&taken),
         "the other one's link stays"
     );
     node.host.ip(&format!("link del {taken}"));
@@ -740,7 +742,8 @@ fn garbage_on_the_socket_gets_an_answer_and_harms_nobody() {
     let file = || std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
     let own = || std::os::fd::OwnedFd::from(std::fs::File::open(node.host.path()).unwrap());
     let pod = Netns::new();
-    let table: [(&str, Vec<u8>, Vec<std::os::fd::OwnedFd>, u64, &str); 11] = [
+    type Case = (&'static str, Vec<u8>, Vec<std::os::fd::OwnedFd>, u64, &'static str);
+    let table: [Case; 11] = [
         ("no JSON", b"hello\n".to_vec(), vec![], 6, "illegible"),
         ("binary", vec![0xff, 0xfe, b'\n'], vec![], 6, "illegible"),
         ("an empty line", b"\n".to_vec(), vec![], 6, "illegible"),
