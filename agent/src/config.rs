@@ -196,7 +196,7 @@ pub struct WatchSettings {
 }
 
 /// What is written down, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogSettings {
     /// How much to write: error, warning, info, debug or trace

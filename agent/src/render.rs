@@ -8,6 +8,7 @@ mod table;
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
 use weave_proto::local::status::{
     AllocationStatus, ConnectionState, ConnectionStatus, ControlTrust, DataEncryption, IpamStatus,
     NodeStatus, PeerLinkStatus, PeerStatus, ShareStatus, Status,
@@ -57,6 +58,51 @@ pub fn json(status: &Status, view: View) -> serde_json::Result<String> {
     }?;
     text.push('\n');
     Ok(text)
+}
+
+/// The value at a JSON pointer of the document: a text as it is, anything else as JSON; with a line end.
+///
+/// # Errors
+/// The pointer is none, or points at nothing; the message says what is there.
+pub fn value_at(status: &Status, pointer: &str) -> Result<String, String> {
+    if !pointer.is_empty() && !pointer.starts_with('/') {
+        return Err(format!(
+            "{pointer:?} is no JSON pointer: write it like /ipam/range (templates are not supported)"
+        ));
+    }
+    let document = serde_json::to_value(status).map_err(|error| error.to_string())?;
+    match document.pointer(pointer) {
+        Some(Value::String(text)) => Ok(format!("{text}\n")),
+        Some(value) => {
+            serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|it| it.to_string())
+        }
+        None => Err(format!("there is nothing at {pointer:?}; {}", what_is_there(&document, pointer))),
+    }
+}
+
+/// What can be found at the deepest part of `pointer` that exists.
+fn what_is_there(document: &Value, pointer: &str) -> String {
+    let mut known = pointer;
+    while let Some((parent, _)) = known.rsplit_once('/') {
+        known = parent;
+        match document.pointer(known) {
+            Some(Value::Object(fields)) => {
+                let names: Vec<_> = fields.keys().map(String::as_str).collect();
+                return format!("at {known:?} there are {}", names.join(", "));
+            }
+            Some(Value::Array(items)) => return format!("the list at {known:?} has {} items", items.len()),
+            Some(Value::Null) => return format!("the value at {known:?} is not known yet"),
+            Some(_) => return format!("the value at {known:?} has no parts"),
+            None => {}
+        }
+    }
+    "a pointer begins with a slash".to_owned()
+}
+
+/// A message in which only line ends may steer a terminal.
+#[must_use]
+pub fn clean_lines(text: &str) -> String {
+    text.lines().map(clean).collect::<Vec<_>>().join("\n")
 }
 
 fn summary(status: &Status) -> String {
