@@ -7,6 +7,7 @@
 mod table;
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use serde_json::Value;
 use weave_proto::local::status::{
@@ -344,7 +345,6 @@ fn share_text(share: &ShareStatus, range: Cidr) -> String {
 /// begins with one of `wanted` or whose pod is named so.
 #[must_use]
 pub fn ps(status: &Status, wanted: &[String]) -> String {
-    let prefix = status.ipam.as_ref().map_or(0, |ipam| ipam.range.prefix());
     let mut table = Table::default();
     for (container, allocations) in containers(status, wanted) {
         let short: String =
@@ -354,11 +354,20 @@ pub fn ps(status: &Status, wanted: &[String]) -> String {
             None if container == EXPOSE => status.name.to_string(),
             None => "-".to_owned(),
         };
-        let addresses: Vec<_> = allocations.iter().map(|it| format!("{}/{prefix}", it.address)).collect();
+        let addresses: Vec<_> = allocations.iter().map(|it| with_prefix(status, it.address)).collect();
         let pod = allocations.iter().find_map(|allocation| allocation.pod.clone()).unwrap_or_default();
         table.row([short, mac, addresses.join(" "), pod]);
     }
     table.to_string()
+}
+
+/// An address as Weave wrote it: with the prefix length of the range that it comes from.
+#[must_use]
+pub fn with_prefix(status: &Status, address: IpAddr) -> String {
+    status
+        .ipam
+        .as_ref()
+        .map_or_else(|| address.to_string(), |ipam| format!("{address}/{}", ipam.range.prefix()))
 }
 
 /// The reserved id of the node's own address.
