@@ -378,3 +378,6 @@ fn parse_mtu(text: &str) -> Result<Mtu, String> {
         Ok(_) | Err(_) => Err(format!("write a number from {} to {}, or 0 to derive it", Mtu::MIN, u16::MAX)),
     }
 }
+
+#[cfg(test)]
+mod tests;

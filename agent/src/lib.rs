@@ -1,5 +1,4 @@
 //! The doers of the weave agent and the command line that starts and asks it.
-#![allow(missing_docs)]
 
 pub mod cli;
 pub mod config;

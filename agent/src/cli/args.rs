@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, Settings, Target};
@@ -258,6 +259,25 @@ fn without_empty_variables(command: Command) -> Command {
             Some(_) | None => arg,
         })
         .mut_subcommands(without_empty_variables)
+}
+
+/// What was given to the command, by flag or by variable, for the log; never a secret itself.
+#[must_use]
+pub(crate) fn given(matches: &ArgMatches) -> String {
+    let Some((_, matches)) = matches.subcommand() else { return String::new() };
+    let mut words = Vec::new();
+    for id in matches.ids().filter(|id| id.as_str() != "password") {
+        let is_given = matches!(
+            matches.value_source(id.as_str()),
+            Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+        );
+        // Groups of arguments have ids too, but no values of their own.
+        if let (true, Ok(Some(values))) = (is_given, matches.try_get_raw(id.as_str())) {
+            let values: Vec<_> = values.map(OsStr::to_string_lossy).collect();
+            words.push(format!("{}={}", id.as_str().replace('_', "-"), values.join(",")));
+        }
+    }
+    if words.is_empty() { "none".to_owned() } else { words.join(" ") }
 }
 
 /// For a flag or command of Weave Net that this program does not have: what became of it.

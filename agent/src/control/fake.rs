@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use weave_proto::PeerName;
 use weave_proto::local::control::{Failure, FailureCode};
 use weave_proto::local::status::{Status, TargetStatus};
@@ -16,12 +16,13 @@ pub(crate) struct FakeAgent {
     status: Arc<watch::Sender<Arc<Status>>>,
     heard: Arc<Mutex<Vec<String>>>,
     hangs: bool,
+    end: Arc<Mutex<Option<oneshot::Sender<()>>>>,
 }
 
 impl FakeAgent {
     pub(crate) fn new(status: Status) -> Self {
         let (status, _) = watch::channel(Arc::new(status));
-        Self { status: Arc::new(status), heard: Arc::default(), hangs: false }
+        Self { status: Arc::new(status), heard: Arc::default(), hangs: false, end: Arc::default() }
     }
 
     /// An agent whose brain never answers.
@@ -35,6 +36,11 @@ impl FakeAgent {
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(|status| change(Arc::make_mut(status)));
+    }
+
+    /// Whom to tell when it is told to end.
+    pub(crate) fn on_shutdown(&self, end: oneshot::Sender<()>) {
+        *self.end.lock().unwrap() = Some(end);
     }
 
     /// What it was told, a line each.
@@ -84,6 +90,9 @@ impl Control for FakeAgent {
 
     async fn shutdown(&self) -> Result<(), Failure> {
         self.hear("shutdown".to_owned()).await;
+        if let Some(end) = self.end.lock().unwrap().take() {
+            let _ = end.send(());
+        }
         Ok(())
     }
 }
