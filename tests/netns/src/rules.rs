@@ -1,0 +1,1 @@
+//! Rules that other programs put on a node.
