@@ -1,6 +1,7 @@
 //! One agent process: how it is launched, ended and asked.
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
@@ -99,6 +100,7 @@ pub(crate) struct Place<'a> {
     pub(crate) run: &'a Path,
     pub(crate) log: &'a Path,
     pub(crate) log_level: Option<&'a str>,
+    pub(crate) outlives: bool,
 }
 
 /// A running agent; killed when dropped.
@@ -123,6 +125,10 @@ impl AgentProcess {
             .stderr(log);
         if let Some(level) = place.log_level {
             command.env("RUST_LOG", level);
+        }
+        if place.outlives {
+            // Its own process group: what ends the terminal's programs does not end it.
+            command.process_group(0);
         }
         let child = command.spawn().with_context(|| format!("starting {}", place.program.display()))?;
         Ok(Self { child, kept: false })

@@ -72,7 +72,7 @@ mod link_address {
     unsafe impl SocketAddrArg for LinkAddress {
         unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
             const LENGTH: SocketAddrLen = 20;
-            const { assert!(size_of::<LinkAddress>() == LENGTH as usize) };
+            const { assert!(size_of::<Self>() == LENGTH as usize) };
             f(std::ptr::from_ref(self).cast(), LENGTH)
         }
     }

@@ -66,6 +66,7 @@ pub struct Host {
     agent_program: PathBuf,
     pub(crate) shim_program: PathBuf,
     log_level: Option<String>,
+    outlives: bool,
     namespace: Mutex<Option<Arc<Netns>>>,
     agent: Mutex<Option<AgentProcess>>,
     launched: Mutex<AgentOptions>,
@@ -86,6 +87,7 @@ impl Host {
             agent_program: settings.binaries.join("weave"),
             shim_program: settings.binaries.join("weave-net"),
             log_level: settings.log_level.clone(),
+            outlives: settings.keep,
             options,
             namespace: Mutex::default(),
             agent: Mutex::default(),
@@ -198,6 +200,7 @@ impl Host {
                 run: &self.run_dir(),
                 log: &self.log_file(),
                 log_level: self.log_level.as_deref(),
+                outlives: self.outlives,
             },
             options,
         )?;

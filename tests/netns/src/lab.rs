@@ -44,6 +44,15 @@ impl Lab {
     pub fn new(settings: &Settings) -> Result<Self> {
         leak::sweep(PREFIX, &settings.scratch)?;
         let tag = format!("{PREFIX}{:x}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        Self::named(&tag, settings)
+    }
+
+    /// An empty underlay under a name of its own, which no sweep removes.
+    ///
+    /// # Errors
+    /// Privileges or tools are missing, or the name is taken.
+    pub fn named(tag: &str, settings: &Settings) -> Result<Self> {
+        let tag = tag.to_owned();
         let scratch = settings.scratch.join(&tag);
         std::fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
         let underlay = Netns::create(&format!("{tag}-underlay"))?;
@@ -58,6 +67,18 @@ impl Lab {
         ))?;
         let settings = settings.clone();
         Ok(Self { tag, settings, scratch, underlay, hosts: Mutex::default(), kept: false })
+    }
+
+    /// Removes a lab that was kept: its processes, namespaces and files.
+    ///
+    /// # Errors
+    /// The names cannot be listed.
+    pub fn remove(tag: &str, settings: &Settings) -> Result<()> {
+        for name in ns::names(&format!("{tag}-"))? {
+            leak::remove(&name)?;
+        }
+        let _ = std::fs::remove_dir_all(settings.scratch.join(tag));
+        Ok(())
     }
 
     /// The start of every name of this lab.
