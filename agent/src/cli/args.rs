@@ -248,17 +248,19 @@ pub struct CniDirs {
 /// pass on variables that nobody filled in.
 #[must_use]
 pub fn command() -> Command {
-    without_empty_variables(CommandLine::command())
+    let command = with_usable_variables(CommandLine::command());
+    // Help does not depend on the terminal in which the tests run.
+    if cfg!(test) { command.term_width(100) } else { command }
 }
 
-fn without_empty_variables(command: Command) -> Command {
+fn with_usable_variables(command: Command) -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     command
         .mut_args(|arg| match arg.get_env() {
             Some(name) if is_empty(name) => arg.env(None::<&'static str>),
-            Some(_) | None => arg,
+            Some(_) | None => arg.hide_env_values(true),
         })
-        .mut_subcommands(without_empty_variables)
+        .mut_subcommands(with_usable_variables)
 }
 
 /// What was given to the command, by flag or by variable, for the log; never a secret itself.

@@ -129,7 +129,7 @@ impl CommandError {
 
 /// Does what this process was asked to do.
 pub fn run(doers: &impl Doers) -> ExitCode {
-    let (mut out, mut err) = (io::stdout().lock(), io::stderr());
+    let (mut out, mut err) = (io::stdout(), io::stderr());
     let exit = run_on(std::env::args_os(), doers, &mut Terminal { out: &mut out, err: &mut err });
     exit.into()
 }

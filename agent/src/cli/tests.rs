@@ -303,6 +303,70 @@ fn a_password_stops_the_launch() {
     assert!(doers.launched.borrow().is_empty());
 }
 
+/// What an agent would be launched with in a process with these variables.
+fn launched_with(variables: &[(&str, &str)]) -> String {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cli::tests::child_that_shows_its_settings", "--ignored", "--nocapture"])
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    String::from_utf8(child.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "run in processes of their own by the tests of variables"]
+fn child_that_shows_its_settings() {
+    let doers = FakeDoers::default();
+    let said = say(&doers, &["launch"]);
+    println!("{:?} {} {:?}", said.exit, said.err, doers.launched.borrow().first());
+}
+
+#[test]
+fn variables_have_weave_nets_names_and_meanings() {
+    let settings = launched_with(&[
+        ("WEAVE_SECRET_FILE", "/s"),
+        ("CONN_LIMIT", "0"),
+        ("IPALLOC_RANGE", "10.128.0.0/16"),
+        ("IPALLOC_INIT", "consensus=3"),
+        ("WEAVE_MTU", "1400"),
+        ("NO_MASQ_LOCAL", "1"),
+        ("WEAVE_HTTP_ADDR", "127.0.0.1:7784"),
+        ("WEAVE_METRICS_ADDR", "0.0.0.0:6782"),
+        ("WEAVE_DATA_DIR", "/d"),
+        ("WEAVE_RUN_DIR", "/r"),
+    ]);
+    for part in [
+        "secret_file: Some(\"/s\")",
+        "ConnLimit(None)",
+        "range: 10.128.0.0/16, init: Consensus(Some(3))",
+        "Mtu(Some(1400)), no_masq_local: true",
+        "Tcp(127.0.0.1:7784), metrics_addr: Tcp(0.0.0.0:6782)",
+        "data_dir: \"/d\", run_dir: \"/r\"",
+    ] {
+        assert!(settings.contains(part), "{part:?} is not in {settings}");
+    }
+}
+
+#[test]
+fn a_variable_set_to_nothing_counts_as_not_set() {
+    let names =
+        ["CONN_LIMIT", "IPALLOC_RANGE", "IPALLOC_INIT", "WEAVE_MTU", "NO_MASQ_LOCAL", "WEAVE_PASSWORD"];
+    let settings = launched_with(&names.map(|name| (name, "")));
+    for part in ["Done", "ConnLimit(Some(200))", "10.32.0.0/12", "no_masq_local: false"] {
+        assert!(settings.contains(part), "{part:?} is not in {settings}");
+    }
+}
+
+#[test]
+fn a_switch_is_turned_off_by_zero_and_a_bad_variable_is_named() {
+    assert!(launched_with(&[("NO_MASQ_LOCAL", "0")]).contains("no_masq_local: false"));
+    let refused = launched_with(&[("IPALLOC_RANGE", "10.32.0.0")]);
+    assert!(refused.contains("Usage") && refused.contains("--ipalloc-range"), "{refused}");
+    let refused = launched_with(&[("WEAVE_PASSWORD", "hunter2")]);
+    assert!(refused.contains("does not encrypt data yet") && !refused.contains("hunter2"), "{refused}");
+}
+
 #[test]
 fn bad_command_lines_are_usage_errors_that_name_the_word() {
     for (words, parts) in [
@@ -485,4 +549,47 @@ fn reset_removes_the_cni_files_but_no_foreign_network() {
     fs::write(dir.path().join("conf/10-weave.conflist"), "{\"type\":\"other\"}").unwrap();
     say(&FakeDoers::default(), &words);
     assert!(dir.path().join("conf/10-weave.conflist").exists());
+}
+
+#[test]
+fn the_examples_in_the_documentation_are_what_is_printed() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
+    let before = fs::read_to_string(&page).unwrap();
+    let after = documented(&before);
+    // Set it after a change of the output, and look at the difference.
+    if std::env::var_os("WEAVE_UPDATE_DOCS").is_some() {
+        fs::write(&page, &after).unwrap();
+    } else {
+        assert_eq!(before, after);
+    }
+}
+
+/// The page with the output of each example (`console`) as it is now.
+fn documented(page: &str) -> String {
+    let mut out = String::new();
+    let mut lines = page.lines();
+    while let Some(line) = lines.next() {
+        out.extend([line, "\n"]);
+        if line == "```console" {
+            let example = lines.next().unwrap();
+            let words: Vec<_> = example.strip_prefix("# weave ").unwrap().split(' ').collect();
+            assert!(!matches!(words[0], "reset" | "setup-cni"), "{example:?} would change this machine");
+            let said = node().say(&words);
+            out.extend([example, "\n"]);
+            out.extend(said.out.lines().chain(said.err.lines()).flat_map(|line| [line.trim_end(), "\n"]));
+            out.push_str("```\n");
+            assert!(lines.any(|line| line == "```"), "{example:?} does not end");
+        }
+    }
+    out
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let page = include_str!("../../../docs/cli.md");
+    let metrics =
+        crate::http::metrics::render(sample().into(), crate::http::metrics::Format::Classic).unwrap();
+    for name in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(page.contains(&format!("`{name}")), "{name}");
+    }
 }

@@ -69,6 +69,12 @@ impl StatusServer {
     /// Answers until it is dropped.
     pub async fn serve(self, status: StatusFeed) {
         tracing::info!("Listening for HTTP requests on {}", self.address());
+        if matches!(self.address(), ListenAddress::Tcp(address) if !address.ip().is_loopback()) {
+            tracing::warn!(
+                "Status and report can be read by everybody who reaches {}: they tell of all peers and addresses",
+                self.address()
+            );
+        }
         routes::serve(self.0, routes::status(status)).await;
     }
 }
