@@ -103,3 +103,32 @@ fn a_password_is_refused_and_never_printed() {
 fn an_agent_that_resumes_is_not_alone() {
     assert!(!read(&["--resume"]).unwrap().is_alone());
 }
+
+mod anything {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_target_that_is_read_is_printed_so_that_it_reads_the_same(text in "\\PC{0,40}|[0-9a-f:.\\[\\]]{0,30}") {
+            if let Ok(target) = text.parse::<Target>() {
+                prop_assert_eq!(target.to_string().parse::<Target>().ok(), Some(target));
+            }
+        }
+
+        #[test]
+        fn a_listen_address_that_is_read_is_printed_so_that_it_reads_the_same(text in "\\PC{0,20}|[0-9:.\\[\\]]{0,20}") {
+            if let Ok(address) = text.parse::<ListenAddress>() {
+                prop_assert_eq!(address.to_string().parse::<ListenAddress>().ok(), Some(address));
+            }
+        }
+
+        #[test]
+        fn an_init_mode_that_is_read_is_printed_so_that_it_reads_the_same(text in "\\PC{0,20}|(consensus|seed|observer)=?[0-9a-f:,]{0,40}") {
+            if let Ok(init) = text.parse::<IpallocInit>() {
+                prop_assert_eq!(init.to_string().parse::<IpallocInit>().ok(), Some(init));
+            }
+        }
+    }
+}

@@ -304,12 +304,9 @@ async fn remove<C: Control>(control: &C, peer: &str, force: bool, seen: &Status)
 }
 
 fn parse_targets(peers: &[String]) -> Result<Vec<Target>, Failure> {
-    let parse = |text: &String| {
-        text.parse().map_err(|error: crate::config::TargetError| {
-            Failure::new(FailureCode::Invalid, error.to_string())
-        })
-    };
-    peers.iter().map(parse).collect()
+    let read = |text: &String| text.parse::<Target>();
+    let targets: Result<_, _> = peers.iter().map(read).collect();
+    targets.map_err(|error| Failure::new(FailureCode::Invalid, error.to_string()))
 }
 
 fn listed(targets: &[Target]) -> String {
