@@ -135,7 +135,7 @@ pub struct MeshSettings {
     #[arg(long, value_name = "N", env = "CONN_LIMIT", default_value = "200")]
     pub conn_limit: ConnLimit,
 
-    /// Peers to look for: host[:port], an IPv6 address with a port in brackets
+    /// Peers to look for: host or host:port, an IPv6 address with a port in brackets
     ///
     /// Knowing one peer is enough; it tells of the others. With no peer at all this one starts a mesh of its own.
     #[arg(value_name = "PEER")]

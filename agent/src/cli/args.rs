@@ -159,7 +159,7 @@ pub struct ConnectArgs {
     #[arg(long)]
     pub replace: bool,
 
-    /// Where to look: host[:port], an IPv6 address with a port in brackets
+    /// Where to look: host or host:port, an IPv6 address with a port in brackets
     #[arg(value_name = "PEER", required_unless_present = "replace")]
     pub peers: Vec<Target>,
 
