@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory, Id, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, Settings, Target};
@@ -266,20 +266,39 @@ fn with_usable_variables(command: Command) -> Command {
 /// What was given to the command, by flag or by variable, for the log; never a secret itself.
 #[must_use]
 pub(crate) fn given(matches: &ArgMatches) -> String {
-    let Some((_, matches)) = matches.subcommand() else { return String::new() };
+    let Some((name, matches)) = matches.subcommand() else { return String::new() };
+    let command = command();
+    let is_group = |id: &Id| {
+        let groups = command.find_subcommand(name).into_iter().flat_map(Command::get_groups);
+        groups.into_iter().any(|group| group.get_id() == id)
+    };
     let mut words = Vec::new();
-    for id in matches.ids().filter(|id| id.as_str() != "password") {
+    for id in matches.ids().filter(|id| id.as_str() != "password" && !is_group(id)) {
         let is_given = matches!(
             matches.value_source(id.as_str()),
             Some(ValueSource::CommandLine | ValueSource::EnvVariable)
         );
-        // Groups of arguments have ids too, but no values of their own.
         if let (true, Ok(Some(values))) = (is_given, matches.try_get_raw(id.as_str())) {
             let values: Vec<_> = values.map(OsStr::to_string_lossy).collect();
             words.push(format!("{}={}", id.as_str().replace('_', "-"), values.join(",")));
         }
     }
     if words.is_empty() { "none".to_owned() } else { words.join(" ") }
+}
+
+/// For a bad value that nobody wrote on the command line: which variable it comes from.
+pub(crate) fn variable_note(error: &clap::Error) -> Option<String> {
+    let (Some(ContextValue::String(flag)), Some(ContextValue::String(value))) =
+        (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue))
+    else {
+        return None;
+    };
+    let flag = flag.split(' ').next()?.strip_prefix("--")?;
+    let command = command();
+    let arguments = command.get_arguments().chain(command.get_subcommands().flat_map(Command::get_arguments));
+    let name = arguments.filter(|arg| arg.get_long() == Some(flag)).find_map(Arg::get_env)?;
+    let is_from_there = std::env::var_os(name).is_some_and(|found| found.to_string_lossy() == *value);
+    is_from_there.then(|| format!("the value comes from the environment variable {}", name.to_string_lossy()))
 }
 
 /// For a flag or command of Weave Net that this program does not have: what became of it.

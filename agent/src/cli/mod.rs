@@ -166,7 +166,8 @@ fn show_usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> Exit {
     let text = error.render();
     if error.use_stderr() {
         let _ = write!(terminal.err, "{text}");
-        if let Some(note) = args::weave_net_note(error) {
+        let note = args::weave_net_note(error).map(str::to_owned).or_else(|| args::variable_note(error));
+        if let Some(note) = note {
             let _ = writeln!(terminal.err, "\n  note: {note}");
         }
         return Exit::Usage;

@@ -283,7 +283,7 @@ fn the_log_tells_what_was_given_but_no_password() {
     for part in ["resume=true", "conn-limit=7", "peers=10.0.0.2,node3"] {
         assert!(line.contains(part), "{line}");
     }
-    assert!(!line.contains("hunter2") && !line.contains("port"), "{line}");
+    assert!(!line.contains("hunter2") && !line.contains("port") && !line.contains("Settings"), "{line}");
 }
 
 #[test]
@@ -363,6 +363,7 @@ fn a_switch_is_turned_off_by_zero_and_a_bad_variable_is_named() {
     assert!(launched_with(&[("NO_MASQ_LOCAL", "0")]).contains("no_masq_local: false"));
     let refused = launched_with(&[("IPALLOC_RANGE", "10.32.0.0")]);
     assert!(refused.contains("Usage") && refused.contains("--ipalloc-range"), "{refused}");
+    assert!(refused.contains("comes from the environment variable IPALLOC_RANGE"), "{refused}");
     let refused = launched_with(&[("WEAVE_PASSWORD", "hunter2")]);
     assert!(refused.contains("does not encrypt data yet") && !refused.contains("hunter2"), "{refused}");
 }
