@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The doers of the weave agent and the command line that starts and asks it.
+#![allow(missing_docs)]
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod http;
+pub mod render;
