@@ -33,19 +33,27 @@ pub struct HostOptions {
     name: String,
     uplink: bool,
     mtu: u32,
+    machine_id: Option<String>,
 }
 
 impl HostOptions {
     /// A node with an uplink of ordinary size.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), uplink: true, mtu: 1500 }
+        Self { name: name.to_owned(), uplink: true, mtu: 1500, machine_id: None }
     }
 
     /// The same without an uplink, to be wired by hand ([`wire`]).
     #[must_use]
     pub const fn without_uplink(mut self) -> Self {
         self.uplink = false;
+        self
+    }
+
+    /// The same on a machine that calls itself `id`.
+    #[must_use]
+    pub fn machine_id(mut self, id: &str) -> Self {
+        self.machine_id = Some(id.to_owned());
         self
     }
 
@@ -185,6 +193,17 @@ impl Host {
         std::fs::create_dir_all(self.data_dir()).context("making the store's folder")
     }
 
+    /// Copies the disk of another node over this one's, as cloning a virtual machine does.
+    ///
+    /// # Errors
+    /// An agent runs on either, or the files cannot be copied.
+    pub fn clone_disk(&self, from: &Self) -> Result<()> {
+        ensure!(!from.is_running()?, "the disk of {} is in use", from.name());
+        self.wipe()?;
+        let copy = format!("cp -a {}/. {}", from.data_dir().display(), self.data_dir().display());
+        command::succeed(command::line(&copy), "").map(drop)
+    }
+
     /// Starts the agent, and does not wait for anything.
     ///
     /// # Errors
@@ -192,10 +211,11 @@ impl Host {
     pub fn launch(&self, options: &AgentOptions) -> Result<()> {
         ensure!(!self.is_running()?, "the agent of {} runs already", self.name());
         *lock(&self.launched) = options.clone();
+        let own = format!("{}-{}", self.tag, self.name());
         let process = AgentProcess::start(
             &Place {
                 name: self.name(),
-                machine_id: &format!("{}-{}", self.tag, self.name()),
+                machine_id: self.options.machine_id.as_ref().unwrap_or(&own),
                 namespace: &*self.ns()?,
                 program: &self.agent_program,
                 data: &self.data_dir(),

@@ -122,6 +122,33 @@ fn kill_9_at_random_points_loses_no_address_that_was_given_out() {
 }
 
 #[test]
+fn a_node_that_reboots_keeps_its_name_and_its_ranges_and_frees_what_its_vanished_pods_held() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh(&["a", "b"])?;
+        let identity = |host: &Host| -> Result<_> {
+            let ipam = host.status(&["ipam"])?;
+            Ok((host.status(&[])?["name"].clone(), ipam["universe"].clone(), ipam["entries"].clone()))
+        };
+        let before = identity(&hosts[0])?;
+        let pods: Vec<Pod> =
+            (0..5).map(|number| hosts[0].pod(&format!("p{number}"))).collect::<Result<_>>()?;
+        drop(pods);
+        hosts[0].power_off()?;
+        hosts[0].power_on()?;
+        hosts[0].relaunch()?;
+        hosts[0].wait_ready()?;
+        ensure!(identity(&hosts[0])? == before, "{before:?} became {:?}", identity(&hosts[0])?);
+        eventually(PATIENCE, "what the vanished pods held is free", || {
+            let left = hosts[0].allocations()?;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })?;
+        let (fresh, other) = (hosts[0].pod("fresh")?, hosts[1].pod("other")?);
+        eventually(PATIENCE, "a new pod talks", || probe::ping(fresh.ns(), other.address()))
+    });
+}
+
+#[test]
 fn at_the_end_of_the_range_an_attachment_is_refused_in_clear_words_until_one_is_given_back() {
     run_in_lab(|lab| {
         let hosts = lab.mesh_with(&["a", "b"], |options| options.range("10.32.0.0/27"))?;

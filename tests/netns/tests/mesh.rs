@@ -149,6 +149,64 @@ fn an_agent_told_to_dial_itself_says_so_and_works() {
 }
 
 #[test]
+fn a_cloned_disk_on_another_machine_makes_another_peer() {
+    run_in_lab(|lab| {
+        let hosts = [lab.host("original")?, lab.host("clone")?];
+        hosts[0].launch(&AgentOptions::default())?;
+        hosts[0].wait_ready()?;
+        let name = hosts[0].status(&[])?["name"].clone();
+        hosts[0].stop_agent()?;
+        hosts[1].clone_disk(&hosts[0])?;
+        hosts[0].relaunch()?;
+        hosts[0].wait_ready()?;
+        ensure!(hosts[0].status(&[])?["name"] == name, "a restart made another peer");
+        hosts[1].launch(&AgentOptions::dialling(&[&hosts[0]]))?;
+        hosts[1].wait_ready()?;
+        ensure!(hosts[1].status(&[])?["name"] != name, "the clone is {name} as well");
+        hosts[1].wait_connected(&[&hosts[0]])?;
+        let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
+        let _server = other.serve()?;
+        eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn two_live_holders_of_one_identity_refuse_and_name_each_other() {
+    run_in_lab(|lab| {
+        let machine = |name: &str| weave_netns::HostOptions::new(name).machine_id("the-same-machine");
+        let hosts = [lab.host_with(machine("original"))?, lab.host_with(machine("twin"))?];
+        hosts[0].launch(&AgentOptions::default())?;
+        hosts[0].wait_ready()?;
+        hosts[0].stop_agent()?;
+        hosts[1].clone_disk(&hosts[0])?;
+        hosts[0].relaunch()?;
+        hosts[0].wait_ready()?;
+        hosts[1].launch(&AgentOptions::dialling(&[&hosts[0]]))?;
+        for (host, twin) in [(&hosts[0], &hosts[1]), (&hosts[1], &hosts[0])] {
+            eventually(PATIENCE, &format!("{} names its twin", host.name()), || {
+                let told = format!("{}{}", host.status(&[])?, host.status(&["connections"])?);
+                ensure!(told.contains(&twin.address().to_string()) && told.contains("identity"), "{told}");
+                Ok(())
+            })?;
+        }
+        throughout(Duration::from_secs(2), "the twins stay apart", || not_established(&hosts[0]))
+    });
+}
+
+#[test]
+fn a_living_peer_is_not_removed() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh(&["a", "b", "c"])?;
+        let name = hosts[2].status(&[])?["name"].as_str().unwrap_or_default().to_owned();
+        let refused = hosts[0].try_weave(&["rmpeer", &name])?;
+        ensure!(!refused.success(), "a living peer was removed: {}", refused.stdout);
+        ensure!(refused.stderr.contains("--force"), "the way out is not named: {}", refused.stderr);
+        hosts[2].pod("pod").map(drop)
+    });
+}
+
+#[test]
 fn a_range_that_overlaps_a_route_of_the_host_is_refused_by_name() {
     run_in_lab(|lab| {
         let host = lab.host("one")?;

@@ -37,6 +37,26 @@ fn pods_of_one_node_and_of_two_nodes_talk_and_see_each_other_s_own_address() {
 }
 
 #[test]
+fn large_transfers_arrive_whole_between_pods_and_nodes() {
+    run_in_lab(|lab| {
+        const SIZE: usize = 8 << 20;
+        let hosts = lab.mesh(&["a", "b"])?;
+        let (one, neighbour, far) = (hosts[0].pod("one")?, hosts[0].pod("neighbour")?, hosts[1].pod("far")?);
+        let _servers = [neighbour.serve()?, far.serve()?];
+        let node = hosts[0].ns()?;
+        eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), far.service(), "far"))?;
+        for to in [&neighbour, &far] {
+            probe::bulk(one.ns(), to.service(), SIZE)?;
+            probe::bulk(&node, to.service(), SIZE)?;
+        }
+        // A network card that cannot cut packets inside of a tunnel leaves that to the kernel.
+        node.run("ethtool -K eth0 tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off tx off")?;
+        probe::bulk(one.ns(), far.service(), SIZE)?;
+        probe::bulk(&node, far.service(), SIZE)
+    });
+}
+
+#[test]
 fn a_node_reaches_its_own_pods_and_those_of_other_nodes_and_they_reach_it() {
     run_in_lab(|lab| {
         let hosts = lab.mesh(&["a", "b"])?;
