@@ -1,1 +1,6 @@
-//! Placeholder.
+//! The doers.
+
+pub mod identity;
+pub mod peer;
+pub mod store;
+pub mod task;
