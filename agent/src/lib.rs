@@ -4,4 +4,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod http;
+pub mod identity;
+pub mod peer;
 pub mod render;
+pub mod store;
+pub mod task;
