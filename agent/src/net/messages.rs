@@ -8,7 +8,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, LinkAttribute, LinkExtentMask, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -24,7 +25,7 @@ use weave_proto::Cidr;
 
 use super::desired::{Link, LinkKind, Route, RouteKey};
 use super::names::{BRIDGE, Mac, ROUTE_PROTOCOL, VXLAN_ID, VXLAN_PORT};
-use super::plan::Step;
+use super::plan::{LinkChange, Step};
 
 /// Flags of a request that makes a new object and fails if there is one.
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
@@ -43,8 +44,8 @@ pub(super) fn messages(step: &Step, indices: &Indices, ipv6: bool) -> Result<Vec
     let index = |link: &str| indices.get(link).copied().ok_or_else(|| NoSuchLink(link.to_owned()));
     Ok(match step {
         Step::Sysctl { .. } | Step::Firewall(_) => Vec::new(),
-        Step::CreateLink { name, link } => vec![create_link(name, link)],
-        Step::AdjustLink { name, link, filters_vlans } => vec![adjust_link(index(name)?, link, *filters_vlans)],
+        Step::CreateLink { name, link } => create_link(name, link),
+        Step::AdjustLink { name, change } => vec![adjust_link(index(name)?, change)],
         Step::DeleteLink { name, .. } => {
             let message = LinkUnspec::new_with_index(index(name)?).build();
             vec![encode(RouteNetlinkMessage::DelLink(message), 0)]
@@ -177,18 +178,31 @@ fn serialize(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
     bytes
 }
 
-fn create_link(name: &str, link: &Link) -> Vec<u8> {
+fn create_link(name: &str, link: &Link) -> Vec<Vec<u8>> {
     let mac = link.mac.0.to_vec();
-    let message = match link.kind {
-        LinkKind::Bridge => bridge_settings(LinkBridge::new(name)).address(mac).mtu(link.mtu).build(),
-        LinkKind::Vxlan => vxlan_settings(LinkVxlan::new(name, VXLAN_ID)).address(mac).mtu(link.mtu).build(),
+    let create = |message| encode(RouteNetlinkMessage::NewLink(message), CREATE);
+    match link.kind {
+        LinkKind::Bridge => {
+            // A bridge's MTU follows the smallest of its ports until somebody changes it, and giving it at creation,
+            // or giving the one that it has, is not changing it.
+            let other = link.mtu - 1;
+            let mut fixed = LinkUnspec::new_with_name(name).mtu(link.mtu).build();
+            fixed.header.change_mask = LinkFlags::empty();
+            vec![
+                create(bridge_settings(LinkBridge::new(name)).address(mac).mtu(other).build()),
+                encode(RouteNetlinkMessage::NewLink(fixed), 0),
+            ]
+        }
+        LinkKind::Vxlan => {
+            vec![create(vxlan_settings(LinkVxlan::new(name, VXLAN_ID)).address(mac).mtu(link.mtu).build())]
+        }
         LinkKind::Vxlan6 => {
             // Asking for "any IPv6 address" as the local one is what makes the device's socket an IPv6 one.
             let any = std::net::Ipv6Addr::UNSPECIFIED;
-            vxlan_settings(LinkVxlan::new(name, VXLAN_ID)).local6(any).address(mac).mtu(link.mtu).build()
+            let vxlan = vxlan_settings(LinkVxlan::new(name, VXLAN_ID)).local6(any);
+            vec![create(vxlan.address(mac).mtu(link.mtu).build())]
         }
-    };
-    encode(RouteNetlinkMessage::NewLink(message), CREATE)
+    }
 }
 
 /// A bridge that switches nothing: frames go from a pod to the node and from the node to a pod. No spanning tree
@@ -207,27 +221,22 @@ fn vxlan_settings(vxlan: LinkMessageBuilder<LinkVxlan>) -> LinkMessageBuilder<Li
     vxlan.port(VXLAN_PORT).learning(false).udp_csum(true).up()
 }
 
-/// Brings what can be changed on a living link back: MAC, MTU, up, and a bridge's settings.
-fn adjust_link(index: u32, link: &Link, filters_vlans: bool) -> Vec<u8> {
-    let mac = link.mac.0.to_vec();
-    let message = match link.kind {
-        LinkKind::Bridge => {
-            let bridge = LinkMessageBuilder::<LinkBridge>::default()
-                .set_info_data(netlink_packet_route::link::InfoData::Bridge(Vec::new()));
-            let bridge = if filters_vlans { bridge.vlan_filtering(false) } else { bridge };
-            let mut message = bridge_settings(bridge).index(index).address(mac).mtu(link.mtu).up().build();
-            for attribute in &mut message.attributes {
-                if let LinkAttribute::LinkInfo(info) = attribute {
-                    let kind = netlink_packet_route::link::InfoKind::Bridge;
-                    info.insert(0, netlink_packet_route::link::LinkInfo::Kind(kind));
-                }
-            }
-            message
-        }
-        LinkKind::Vxlan | LinkKind::Vxlan6 => {
-            LinkUnspec::new_with_index(index).address(mac).mtu(link.mtu).up().build()
-        }
+/// Brings what can be changed on a living link back, and sets it up.
+fn adjust_link(index: u32, change: &LinkChange) -> Vec<u8> {
+    let mut bridge = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge);
+    if change.bridge_settings {
+        bridge = bridge_settings(bridge);
+    }
+    if change.filters_vlans {
+        bridge = bridge.vlan_filtering(false);
+    }
+    let mut message = if change.bridge_settings || change.filters_vlans {
+        bridge.index(index).up().build()
+    } else {
+        LinkUnspec::new_with_index(index).up().build()
     };
+    message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
     encode(RouteNetlinkMessage::NewLink(message), 0)
 }
 

@@ -84,8 +84,6 @@ pub enum Shape {
     Vxlan {
         /// In what it differs from ours, if in anything that cannot be changed.
         difference: Option<String>,
-        /// Whether its socket is an IPv6 one.
-        ipv6: bool,
     },
     /// Anything else.
     #[default]
@@ -257,8 +255,10 @@ fn is_plain(list: &[InfoBridge]) -> bool {
     })
 }
 
+/// Whether the device's socket is an IPv6 one cannot be seen (the kernel does not show an unspecified local address);
+/// its name says it.
 fn vxlan_shape(list: &[InfoVxlan]) -> Shape {
-    let (mut difference, mut ipv6, mut id) = (None, false, 0);
+    let (mut difference, mut id) = (None, 0);
     for info in list {
         #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
         let found = match info {
@@ -274,10 +274,7 @@ fn vxlan_shape(list: &[InfoVxlan]) -> Shape {
             InfoVxlan::Group(_) | InfoVxlan::Group6(_) => Some("it has a default destination".to_owned()),
             InfoVxlan::Link(link) if *link != 0 => Some("it is tied to a link".to_owned()),
             InfoVxlan::Local(address) if !address.is_unspecified() => Some("it has a local address".to_owned()),
-            InfoVxlan::Local6(address) => {
-                ipv6 = true;
-                (!address.is_unspecified()).then(|| "it has a local address".to_owned())
-            }
+            InfoVxlan::Local6(address) if !address.is_unspecified() => Some("it has a local address".to_owned()),
             _ => None,
         };
         difference = difference.or(found);
@@ -285,7 +282,7 @@ fn vxlan_shape(list: &[InfoVxlan]) -> Shape {
     if id != VXLAN_ID {
         difference = Some(format!("its network identifier is {id}"));
     }
-    Shape::Vxlan { difference, ipv6 }
+    Shape::Vxlan { difference }
 }
 
 fn port_fits(list: &[InfoBridgePort]) -> bool {

@@ -33,9 +33,10 @@ const FULL_CHECK: Duration = Duration::from_secs(30);
 const DEBOUNCE: Duration = Duration::from_millis(250);
 /// How soon something that could not be applied is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Looks in one go: the first finds what to do, the second that nothing is left. What is left then waits for the
-/// next retry, so that a fight with another program does not keep a processor busy.
-const LOOKS: usize = 2;
+/// Looks in one go: the first finds what to do, the second what the kernel threw away meanwhile (a changed MAC address
+/// flushes neighbours), the last that nothing is left. What is left then waits for the next retry, so that a fight
+/// with another program does not keep a processor busy.
+const LOOKS: usize = 3;
 /// Requests handled in one go: as many pods are admitted at the guard in one transaction.
 const BATCH: usize = 128;
 

@@ -30,7 +30,7 @@ pub enum Step {
     /// Make a link, up.
     CreateLink { name: &'static str, link: Link },
     /// Bring a link's changeable attributes back.
-    AdjustLink { name: &'static str, link: Link, filters_vlans: bool },
+    AdjustLink { name: &'static str, change: LinkChange },
     /// Remove a link.
     DeleteLink { name: String, reason: String },
     /// Give a link the node's address.
@@ -59,6 +59,20 @@ pub enum Step {
     PutPortMac { port: String, mac: Mac },
     /// Make the bridge forget a MAC address behind a pod's port.
     DeletePortMac { port: String, mac: Mac },
+}
+
+/// What to change on a living link (besides setting it up). Only what differs: a MAC address that is written again,
+/// even the same, makes the kernel flush the link's neighbours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkChange {
+    /// The MAC address.
+    pub mac: Option<Mac>,
+    /// The MTU.
+    pub mtu: Option<u32>,
+    /// A bridge's own settings.
+    pub bridge_settings: bool,
+    /// Whether VLAN filtering must be turned off.
+    pub filters_vlans: bool,
 }
 
 /// Steps, and what stands in the way.
@@ -129,10 +143,7 @@ impl Planner<'_> {
                 None => self.create(name, wanted),
                 Some(found) => match Fit::of(wanted, found) {
                     Fit::Same => {}
-                    Fit::Adjustable => {
-                        let filters_vlans = matches!(found.shape, Shape::Bridge { filters_vlans: true, .. });
-                        self.push(Step::AdjustLink { name, link: wanted.clone(), filters_vlans });
-                    }
+                    Fit::Adjustable(change) => self.push(Step::AdjustLink { name, change }),
                     Fit::Rebuild(reason) => {
                         self.push(Step::DeleteLink { name: name.to_owned(), reason });
                         self.create(name, wanted);
@@ -289,31 +300,30 @@ impl Planner<'_> {
 /// How a link that exists compares with the one that is wanted.
 enum Fit {
     Same,
-    Adjustable,
+    Adjustable(LinkChange),
     Rebuild(String),
     Foreign(String),
 }
 
 impl Fit {
     fn of(wanted: &Link, found: &ObservedLink) -> Self {
-        let same = match (wanted.kind, &found.shape) {
-            (LinkKind::Bridge, Shape::Bridge { plain, .. }) => *plain,
-            (LinkKind::Vxlan | LinkKind::Vxlan6, Shape::Vxlan { difference, ipv6 }) => {
-                if let Some(difference) = difference {
-                    return Self::Rebuild(difference.clone());
-                }
-                if *ipv6 != (wanted.kind == LinkKind::Vxlan6) {
-                    return Self::Rebuild("its underlay is of the other family".to_owned());
-                }
-                true
-            }
-            (_, _) => return Self::Foreign(foreign_kind(found)),
+        let mut change = LinkChange {
+            mac: (found.mac != Some(wanted.mac)).then_some(wanted.mac),
+            mtu: (found.mtu != wanted.mtu).then_some(wanted.mtu),
+            ..LinkChange::default()
         };
-        if same && found.up && found.mac == Some(wanted.mac) && found.mtu == wanted.mtu {
-            Self::Same
-        } else {
-            Self::Adjustable
+        match (wanted.kind, &found.shape) {
+            (LinkKind::Bridge, Shape::Bridge { plain, filters_vlans }) => {
+                change.bridge_settings = !plain;
+                change.filters_vlans = *filters_vlans;
+            }
+            (LinkKind::Vxlan | LinkKind::Vxlan6, Shape::Vxlan { difference: Some(difference) }) => {
+                return Self::Rebuild(difference.clone());
+            }
+            (LinkKind::Vxlan | LinkKind::Vxlan6, Shape::Vxlan { difference: None }) => {}
+            (_, _) => return Self::Foreign(foreign_kind(found)),
         }
+        if found.up && change == LinkChange::default() { Self::Same } else { Self::Adjustable(change) }
     }
 }
 
@@ -356,13 +366,22 @@ impl fmt::Display for Route {
     }
 }
 
+impl fmt::Display for LinkChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("up")?;
+        self.mac.map_or(Ok(()), |mac| write!(f, ", MAC {mac}"))?;
+        self.mtu.map_or(Ok(()), |mtu| write!(f, ", MTU {mtu}"))?;
+        f.write_str(if self.bridge_settings { ", plain bridge" } else { "" })
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sysctl { key, value } => write!(f, "set {key} to {value}"),
             Self::Firewall(change) => write!(f, "{change}"),
             Self::CreateLink { name, link } => write!(f, "create the link {name} (MTU {})", link.mtu),
-            Self::AdjustLink { name, link, .. } => write!(f, "adjust the link {name} (MAC {}, MTU {})", link.mac, link.mtu),
+            Self::AdjustLink { name, change } => write!(f, "adjust the link {name} ({change})"),
             Self::DeleteLink { name, reason } => write!(f, "remove the link {name} ({reason})"),
             Self::AddAddress { link, address } => write!(f, "add address {address} to {link}"),
             Self::DeleteAddress { link, address, prefix } => {

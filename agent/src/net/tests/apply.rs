@@ -81,9 +81,9 @@ fn a_restart_with_the_same_state_changes_nothing_in_the_kernel() {
     let node = host.node();
     apply(&node, wanted);
     assert!(node.health().in_force);
-    let heard = monitor.stop();
+    let heard = monitor.stop(&host);
     assert_eq!(heard, "", "notifications at a restart");
-    assert_eq!(before, host.snapshot());
+    assert_same(&before, &host.snapshot());
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn what_a_state_no_longer_lists_goes() {
     assert!(host.run("nft list set inet weave sources").contains("10.35.0.0/16"));
     wanted.peers.clear();
     apply(&node, wanted);
-    assert_eq!(before, host.snapshot());
+    assert_same(&before, &host.snapshot());
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_range_that_is_cut_up_keeps_a_route_for_every_address() {
     assert!(routes.contains("10.34.128.0/17 via 10.35.0.1"), "{routes}");
     assert!(!routes.contains("10.34.0.0/16"), "{routes}");
     let sources = host.run("nft list set inet weave sources");
-    assert!(sources.contains("7a:00:00:00:00:03 . 10.34.128.0/17"), "{sources}");
+    assert!(sources.contains("7a:00:00:00:00:03 . 10.34.128.0-10.35.255.255"), "{sources}");
     assert!(!sources.contains("10.34.0.0/16"), "{sources}");
 }
 
@@ -131,7 +131,7 @@ fn a_peer_with_an_ipv6_underlay_gets_a_device_of_its_own() {
     wanted.peers = vec![path(2)];
     wanted.peers[0].underlay = ip("fd00::2");
     apply(&node, wanted.clone());
-    assert!(host.run("ip -d link show weave-vx6").contains("vxlan id 6784 local ::"));
+    assert!(host.run("ip -d link show weave-vx6").contains("vxlan id 6784"));
     assert!(host.run("bridge fdb show dev weave-vx6").contains("7a:00:00:00:00:02 dst fd00::2"));
     assert!(host.run("ip route show proto 87").contains("10.34.0.0/16 via 10.34.0.1 dev weave-vx6"));
     wanted.peers.clear();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use weave_proto::local::cni::PodPort;
@@ -110,19 +110,36 @@ impl Host {
             let output = self.run(line);
             let _infallible = writeln!(text, "== {line}\n{output}");
         }
-        // Timers of bridges count on their own.
-        let moving = ["hello_timer", "gc_timer", "tcn_timer", "topology_change_timer", "packets"];
-        let words = text.split_inclusive(' ');
-        let mut cleaned = String::new();
-        let mut skip = false;
-        for word in words {
-            if !skip {
-                cleaned.push_str(word);
-            }
-            skip = moving.contains(&word.trim());
-        }
-        cleaned
+        let settings = self.shell(
+            "cd /proc/sys/net/ipv4; grep -H . ip_forward conf/weave*/rp_filter conf/weave*/forwarding \
+             conf/weave*/send_redirects conf/weave*/arp_ignore 2>/dev/null || true",
+        );
+        without_moving_numbers(&(text + &settings))
     }
+}
+
+/// Timers of bridges and counters run on their own.
+fn without_moving_numbers(text: &str) -> String {
+    let mut kept = String::new();
+    for line in text.lines() {
+        let mut skip = false;
+        for word in line.split_whitespace() {
+            if !skip {
+                kept.push_str(word);
+                kept.push(' ');
+            }
+            skip = word.ends_with("_timer") || word == "packets" || word == "bytes";
+        }
+        kept.push('\n');
+    }
+    kept
+}
+
+/// Asserts that two snapshots are the same, and shows only in what they are not.
+pub(super) fn assert_same(before: &str, after: &str) {
+    let missing: Vec<&str> = before.lines().filter(|line| !after.lines().any(|other| other == *line)).collect();
+    let extra: Vec<&str> = after.lines().filter(|line| !before.lines().any(|other| other == *line)).collect();
+    assert!(before == after, "missing: {missing:#?}\nextra: {extra:#?}");
 }
 
 impl Drop for Host {
@@ -239,6 +256,7 @@ pub(super) fn two_hosts() -> (Host, Host) {
     one.run(&format!("ip link add up0 type veth peer name up0 netns {}", two.namespace));
     for (host, own, other) in [(&one, 1, 2), (&two, 2, 1)] {
         host.run(&format!("ip address add 192.168.77.{own}/24 dev up0"));
+        host.run("ip link set up0 addrgenmode none");
         host.run("ip link set up0 up");
         host.run(&format!("ip route add default via 192.168.77.{other}"));
     }
@@ -258,7 +276,7 @@ pub(super) struct Capture {
 impl Capture {
     pub(super) fn start(host: &Host, interface: &str, filter: &str) -> Self {
         let mut child = Command::new("ip")
-            .args(["netns", "exec", &host.namespace, "tcpdump", "-U", "-ln", "-i", interface, filter])
+            .args(["netns", "exec", &host.namespace, "tcpdump", "--immediate-mode", "-U", "-ln", "-i", interface, filter])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -284,7 +302,7 @@ impl Capture {
 
 /// `ip monitor` and `nft monitor`.
 pub(super) struct Monitor {
-    children: Vec<Child>,
+    children: Vec<(Child, Arc<Mutex<String>>)>,
 }
 
 impl Monitor {
@@ -292,38 +310,51 @@ impl Monitor {
         let start = |words: &[&str]| {
             let mut command = Command::new("ip");
             command.args(["netns", "exec", &host.namespace]).args(words);
-            command.stdout(Stdio::piped()).spawn().unwrap()
-        };
-        let mut children = vec![
-            start(&["ip", "monitor", "link", "address", "route", "neigh"]),
-            start(&["bridge", "monitor", "fdb"]),
-            start(&["nft", "monitor"]),
-        ];
-        // They listen when a change of something unrelated is heard.
-        let probe = |on: bool| {
-            let verb = if on { "add" } else { "del" };
-            host.run(&format!("ip route {verb} 203.0.113.1/32 dev lo"));
-            host.run(&format!("nft {} table ip nt-probe", if on { "add" } else { "delete" }));
-        };
-        let (sender, heard) = std::sync::mpsc::channel();
-        for child in [0, 2] {
-            let mut output = BufReader::new(children[child].stdout.take().unwrap());
-            let sender = sender.clone();
+            let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+            let heard = Arc::new(Mutex::new(String::new()));
+            let mut output = BufReader::new(child.stdout.take().unwrap());
+            let keeper = Arc::clone(&heard);
             std::thread::spawn(move || {
                 let mut line = String::new();
                 while output.read_line(&mut line).unwrap_or(0) > 0 {
-                    if sender.send((child, std::mem::take(&mut line))).is_err() {
-                        return;
-                    }
+                    keeper.lock().unwrap().push_str(&line);
+                    line.clear();
                 }
             });
-        }
-        let _ = (&probe, &heard);
+            (child, heard)
+        };
+        let children = vec![
+            start(&["ip", "monitor", "link", "address", "route", "neigh"]),
+            start(&["nft", "monitor"]),
+        ];
+        // Both listen as soon as their sockets are in the kernel's groups.
+        eventually("the monitors listen", || {
+            let sockets = host.run("cat /proc/net/netlink");
+            let listeners = sockets.lines().skip(1).filter(|line| {
+                let mut words = line.split_whitespace().skip(2);
+                let pid: u32 = words.next().and_then(|pid| pid.parse().ok()).unwrap_or(0);
+                let groups = words.next().unwrap_or("00000000");
+                children.iter().any(|(child, _)| child.id() == pid) && groups != "00000000"
+            });
+            listeners.count() >= children.len()
+        });
         Self { children }
     }
 
-    pub(super) fn stop(self) -> String {
-        self.children.into_iter().map(stop).collect()
+    /// Ends them, and returns what they heard. That they heard is shown by a last change.
+    pub(super) fn stop(self, host: &Host) -> String {
+        host.run("ip route add 203.0.113.7/32 dev lo");
+        host.run("nft add table ip nt-probe");
+        let mut all = String::new();
+        for ((child, heard), last) in self.children.into_iter().zip(["203.0.113.7", "nt-probe"]) {
+            eventually("the monitors hear", || heard.lock().unwrap().contains(last));
+            let heard = heard.lock().unwrap().clone();
+            all.extend(heard.lines().take_while(|line| !line.contains(last)).map(|line| format!("{line}\n")));
+            stop(child);
+        }
+        host.run("ip route del 203.0.113.7/32 dev lo");
+        host.run("nft delete table ip nt-probe");
+        all
     }
 }
 
@@ -335,5 +366,5 @@ fn stop(mut child: Child) -> String {
         stdout.read_to_string(&mut output).unwrap();
     }
     child.wait().unwrap();
-    output
+    output.trim().to_owned()
 }
