@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use quinn::{Connecting, Connection, ConnectionError, Incoming};
 use tokio::sync::mpsc;
+use weave_topology::{DialId, Direction, LinkId, LinkUp, Reason};
 
 use super::admission::{Admission, Verdict};
 use super::link::{self, Greeted, HELLO_TIMEOUT, lock};
-use super::reason::{Reason, explain};
+use super::reason::explain;
 use super::tls::{SERVER_NAME, Trust};
-use super::{DialId, Direction, LinkId, LinkUp, PeerEvent, Shared, endpoint};
+use super::{PeerEvent, Shared, endpoint};
 use crate::task::Group;
 
 /// What the door is asked to do.
@@ -161,7 +162,7 @@ impl Attempt {
         let Some(dial) = self.dial else { return };
         let greeted = match connecting {
             Ok(connecting) => self.greet(connecting).await.map_err(Failure::into_reason),
-            Err(text) => Err(Reason::new(text)),
+            Err(text) => Err(Reason::from(text)),
         };
         match greeted {
             Ok((connection, greeted)) => self.run(&connection, greeted).await,
@@ -177,7 +178,7 @@ impl Attempt {
         };
         match tokio::time::timeout(HELLO_TIMEOUT, exchange).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Failure::Greeting(Reason::new(
+            Err(_) => Err(Failure::Greeting(Reason::from(
                 "the other side holds the cluster secret but did not introduce itself within 10 seconds",
             ))),
         }

@@ -23,10 +23,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use weave_proto::PeerKey;
 use weave_proto::codec::{self, Framer};
 use weave_proto::peer::{Hello, Message, Refusal, RefusalCode, WireVersion};
+use weave_topology::{LinkId, Reason};
 
 use super::outbox::Outbox;
-use super::reason::{Reason, explain, printable};
-use super::{LinkId, PeerEvent, tls};
+use super::reason::{closed_here, explain, printable, refused};
+use super::{PeerEvent, tls};
 use crate::identity;
 
 /// From the first packet to both hellos. A healthy peer needs a few round trips; QUIC itself gives up after 3 s
@@ -124,7 +125,7 @@ pub(super) async fn greet(
     let nonce = u64::from_ne_bytes(super::endpoint::chance());
     let own = Hello { nonce, ..hello.borrow().clone() };
     let frame = codec::encode(&Message::Hello(own.clone()), own.highest)
-        .map_err(|error| Reason::new(format!("cannot introduce this peer: {error}")))?;
+        .map_err(|error| Reason::from(format!("cannot introduce this peer: {error}")))?;
     send.write_all(&frame).await.map_err(|error| explain_write(connection, &error, false))?;
 
     let mut framer = Framer::new();
@@ -153,7 +154,7 @@ pub(super) async fn greet(
         }
         Err(Ending::Refuse(refusal)) => {
             farewell(connection, &mut send, &refusal).await;
-            Err(Reason::closed_here(&refusal))
+            Err(closed_here(&refusal))
         }
     }
 }
@@ -179,11 +180,11 @@ impl Greeted {
             }
             Ending::Refuse(refusal) if in_frame => {
                 close(&self.connection, &refusal);
-                Reason::closed_here(&refusal)
+                closed_here(&refusal)
             }
             Ending::Refuse(refusal) => {
                 farewell(&self.connection, &mut self.send, &refusal).await;
-                Reason::closed_here(&refusal)
+                closed_here(&refusal)
             }
         }
     }
@@ -200,7 +201,7 @@ type Introduction = (CertificateDer<'static>, PeerKey, Hello, WireVersion);
 fn check(connection: &Connection, message: Message, own: &Hello) -> Result<Introduction, Ending> {
     let theirs = match message {
         Message::Hello(hello) => hello,
-        Message::Refusal(refusal) => return Err(Ending::Lost(Reason::refused(&refusal))),
+        Message::Refusal(refusal) => return Err(Ending::Lost(refused(&refusal))),
         other => return Err(garbage(&format!("{} before hello", codec::Kind::of(&other).name()))),
     };
     let Some((certificate, key)) = certificate_of(connection) else {
@@ -239,7 +240,7 @@ async fn listen(
 ) -> Ending {
     loop {
         let message = match read(connection, recv, framer, true).await {
-            Ok(Message::Refusal(refusal)) => return Ending::Lost(Reason::refused(&refusal)),
+            Ok(Message::Refusal(refusal)) => return Ending::Lost(refused(&refusal)),
             Ok(Message::Hello(_)) => return garbage("a second hello"),
             Ok(message) => message,
             Err(ending) => return ending,
@@ -303,7 +304,7 @@ async fn read(
 async fn await_close(connection: &Connection, established: bool) -> Reason {
     match tokio::time::timeout(CLOSE_TIMEOUT, connection.closed()).await {
         Ok(error) => explain(&error, established),
-        Err(_) => Reason::new("the other side stopped talking without saying why"),
+        Err(_) => Reason::from("the other side stopped talking without saying why"),
     }
 }
 
@@ -311,7 +312,7 @@ fn explain_write(connection: &Connection, error: &WriteError, established: bool)
     match (error, connection.close_reason()) {
         (WriteError::ConnectionLost(error), _) => explain(error, established),
         (_, Some(error)) => explain(&error, established),
-        (_, None) => Reason::new("the other side stopped listening without saying why"),
+        (_, None) => Reason::from("the other side stopped listening without saying why"),
     }
 }
 

@@ -32,14 +32,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use weave_proto::PeerKey;
 use weave_proto::peer::{Hello, Message, Refusal, RefusalCode};
+use weave_topology::{DialId, LinkId, LinkUp, Reason};
 
 use crate::identity::Identity;
 use crate::task::{self, Task};
 use door::{Command, Door};
 use link::{Mailbox, lock};
-pub use reason::Reason;
 pub use secret::{SecretError, Secrets};
 use tls::Trust;
 pub use tls::TrustError;
@@ -50,44 +49,8 @@ pub const DEFAULT_PORT: u16 = 6783;
 /// How long [`PeerNet::shutdown`] lets links say goodbye.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Names a link of this process, for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u64);
-
-/// Names an attempt to dial, chosen by the one who asks for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DialId(pub u64);
-
-/// Who dialled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Direction {
-    /// The other side.
-    Inbound,
-    /// This side.
-    Outbound,
-}
-
-/// A link on which both sides have introduced themselves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkUp {
-    /// The link.
-    pub link: LinkId,
-    /// The attempt that it came from; none if the other side dialled.
-    pub dial: Option<DialId>,
-    /// Who dialled.
-    pub direction: Direction,
-    /// Where the other side is seen.
-    pub addr: SocketAddr,
-    /// The key that it has proven to hold; its hash is the name in the hello.
-    pub key: PeerKey,
-    /// What it says about itself.
-    pub hello: Hello,
-    /// The nonce in this side's own hello on this connection.
-    pub nonce: u64,
-}
-
 /// What happened on the network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum PeerEvent {
     /// A link is there.
     LinkUp(Box<LinkUp>),

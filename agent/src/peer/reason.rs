@@ -8,6 +8,7 @@
 
 use quinn::{ConnectionError, TransportErrorCode};
 use weave_proto::peer::{Refusal, RefusalCode};
+use weave_topology::Reason;
 
 /// TLS alerts that a wrong certificate leads to (RFC 8446 section 6.2): bad_certificate, certificate_unknown,
 /// unknown_ca, decrypt_error, access_denied.
@@ -17,55 +18,34 @@ const CERTIFICATE_REQUIRED: u8 = 116;
 /// The other side speaks another protocol on that port.
 const NO_APPLICATION_PROTOCOL: u8 = 120;
 
-/// A sentence, and the other side's code where it refused us in so many words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason {
-    /// For people: what happened and what helps.
-    pub text: String,
-    /// What the other side's agent gave as its reason, if it was the one that closed.
-    pub refused: Option<RefusalCode>,
+/// The other side's agent refused, with a text of its own.
+pub(super) fn refused(refusal: &Refusal) -> Reason {
+    let text = if refusal.text.is_empty() {
+        format!("the other side closed the connection ({})", title(refusal.code))
+    } else {
+        format!("the other side refused: {}", printable(&refusal.text))
+    };
+    Reason { text, refused: Some(refusal.code) }
 }
 
-impl Reason {
-    pub(super) fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), refused: None }
-    }
-
-    /// The other side refused, with a text of its own.
-    pub(super) fn refused(refusal: &Refusal) -> Self {
-        let text = if refusal.text.is_empty() {
-            format!("the other side closed the connection ({})", title(refusal.code))
-        } else {
-            format!("the other side refused: {}", refusal.text)
-        };
-        Self { text, refused: Some(refusal.code) }
-    }
-
-    /// Closed from here.
-    pub(super) fn closed_here(refusal: &Refusal) -> Self {
-        let text = if refusal.text.is_empty() { title(refusal.code) } else { &refusal.text };
-        Self::new(format!("closed here: {text}"))
-    }
-}
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
-    }
+/// This side refused.
+pub(super) fn closed_here(refusal: &Refusal) -> Reason {
+    let text = if refusal.text.is_empty() { title(refusal.code) } else { &refusal.text };
+    Reason::from(format!("closed here: {text}"))
 }
 
 /// What QUIC's error means. `established` says whether the hellos had been exchanged.
 pub(super) fn explain(error: &ConnectionError, established: bool) -> Reason {
     match error {
         ConnectionError::TimedOut if established => {
-            Reason::new("the other side has gone silent: nothing heard for 3 seconds")
+            Reason::from("the other side has gone silent: nothing heard for 3 seconds")
         }
-        ConnectionError::TimedOut => Reason::new(
+        ConnectionError::TimedOut => Reason::from(
             "no answer: is an agent running there, and does a firewall let this UDP port through?",
         ),
-        ConnectionError::Reset => Reason::new("the other side has restarted"),
+        ConnectionError::Reset => Reason::from("the other side has restarted"),
         ConnectionError::VersionMismatch => {
-            Reason::new("what answers there speaks no QUIC version that weave does: is it a weave agent?")
+            Reason::from("what answers there speaks no QUIC version that weave does: is it a weave agent?")
         }
         ConnectionError::TransportError(error) => verdict(error.code, &error.to_string(), Whose::Ours),
         ConnectionError::ConnectionClosed(close) => {
@@ -73,11 +53,11 @@ pub(super) fn explain(error: &ConnectionError, established: bool) -> Reason {
         }
         ConnectionError::ApplicationClosed(close) => {
             let code = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
-            let text = printable(&String::from_utf8_lossy(&close.reason));
-            Reason::refused(&Refusal { code: RefusalCode::from(code), text })
+            let text = String::from_utf8_lossy(&close.reason).into_owned();
+            refused(&Refusal { code: RefusalCode::from(code), text })
         }
-        ConnectionError::LocallyClosed => Reason::new("closed here"),
-        ConnectionError::CidsExhausted => Reason::new("too many connections at once"),
+        ConnectionError::LocallyClosed => Reason::from("closed here"),
+        ConnectionError::CidsExhausted => Reason::from("too many connections at once"),
     }
 }
 
@@ -91,25 +71,25 @@ fn verdict(code: TransportErrorCode, detail: &str, whose: Whose) -> Reason {
     let number = u64::from(code);
     let alert = u8::try_from(number ^ 0x100).ok().filter(|_| number & !0xff == 0x100);
     match (alert, whose) {
-        (Some(alert), Whose::Ours) if CERTIFICATE_ALERTS.contains(&alert) => Reason::new(
+        (Some(alert), Whose::Ours) if CERTIFICATE_ALERTS.contains(&alert) => Reason::from(
             "the other side holds another cluster secret: its certificate does not come from one of ours; put \
              the same secret on both nodes",
         ),
-        (Some(alert), Whose::Theirs) if CERTIFICATE_ALERTS.contains(&alert) => Reason::new(
+        (Some(alert), Whose::Theirs) if CERTIFICATE_ALERTS.contains(&alert) => Reason::from(
             "the other side holds another cluster secret: it does not accept our certificate; put the same \
              secret on both nodes",
         ),
         (Some(CERTIFICATE_REQUIRED), _) => {
-            Reason::new("the other side showed no certificate: it is no weave agent")
+            Reason::from("the other side showed no certificate: it is no weave agent")
         }
         (Some(NO_APPLICATION_PROTOCOL), _) => {
-            Reason::new("what answers there speaks QUIC but is no weave agent")
+            Reason::from("what answers there speaks QUIC but is no weave agent")
         }
-        _ if code == TransportErrorCode::CONNECTION_REFUSED => Reason::new(
+        _ if code == TransportErrorCode::CONNECTION_REFUSED => Reason::from(
             "the other side accepts no connections right now: it is stopping or has too many attempts",
         ),
-        (_, Whose::Ours) => Reason::new(format!("the connection broke: {}", printable(detail))),
-        (_, Whose::Theirs) => Reason::new(
+        (_, Whose::Ours) => Reason::from(format!("the connection broke: {}", printable(detail))),
+        (_, Whose::Theirs) => Reason::from(
             format!("the other side broke the connection: {code} {}", printable(detail)).trim_end(),
         ),
     }

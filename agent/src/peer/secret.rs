@@ -16,6 +16,7 @@
 //! protects a random secret a thousand times over and a guessable one not at all; hence the warning for those.
 //! **What a member can do.** Whoever holds the secret can pose as any peer.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,9 @@ const MAX_SECRET_LEN: usize = 1024;
 /// Below this many bits a secret is in reach of someone who tries offline: at 50 ms a try on one core, 2^64 tries
 /// take ten thousand cores three million years, while 2^40 take them two months.
 const STRONG_BITS: f64 = 64.0;
+/// Fewer different letters than this are a pattern, however long: random text of sixteen hexadecimal digits has
+/// more than nine out of ten times.
+const MIN_DISTINCT: usize = 8;
 /// The secret of a mesh that has none, so that two commands are enough to try weave. Everybody knows it.
 const PUBLIC_SECRET: &str = "weave public secret: anyone may join this mesh";
 
@@ -189,34 +193,57 @@ impl fmt::Debug for Secrets {
 }
 
 /// Why a secret is easy to guess, as the end of the sentence "secret 1 …"; none if it is not, as far as one can
-/// tell from its letters: a random choice of as many letters from the same classes has [`STRONG_BITS`], it does
-/// not repeat a few letters, and it holds no word from the head of every list.
+/// tell from its letters. A random choice from the classes of letters that it uses must have [`STRONG_BITS`],
+/// where a run of small or of capital letters counts as the words that it may well be.
 fn weakness(secret: &str) -> Option<String> {
     const FAVOURITES: [&str; 8] =
         ["password", "passwort", "weave", "secret", "qwerty", "letmein", "changeme", "12345"];
-    let classes = [
-        (26.0, secret.chars().any(|c| c.is_ascii_lowercase())),
-        (26.0, secret.chars().any(|c| c.is_ascii_uppercase())),
-        (10.0, secret.chars().any(|c| c.is_ascii_digit())),
-        (33.0, secret.chars().any(|c| !c.is_ascii_alphanumeric())),
-    ];
-    let alphabet: f64 = classes.iter().filter(|(_, used)| *used).map(|(size, _)| size).sum();
     let lower = secret.to_lowercase();
-    let favourite = FAVOURITES.iter().filter(|word| lower.contains(**word)).map(|word| word.len()).max();
-    let mut letters: Vec<char> = secret.chars().collect();
-    #[expect(clippy::cast_precision_loss, reason = "at most a thousand letters")]
-    let bits = letters.len().saturating_sub(favourite.unwrap_or(0)) as f64 * alphabet.max(2.0).log2();
-    letters.sort_unstable();
-    letters.dedup();
-    if favourite.is_some() && bits < STRONG_BITS {
+    let distinct = secret.chars().collect::<BTreeSet<_>>().len();
+    let bits = bits(secret);
+    if bits < STRONG_BITS && FAVOURITES.iter().any(|word| lower.contains(word)) {
         Some("is built on a word that is tried first".to_owned())
     } else if bits < STRONG_BITS {
-        Some(format!("is short (at most {bits:.0} bits; {STRONG_BITS} are needed)"))
-    } else if letters.len() < 8 {
-        Some(format!("repeats {} letters", letters.len()))
+        Some(format!("is easy to guess (it may hold as little as {bits:.0} bits; {STRONG_BITS} are needed)"))
+    } else if distinct < MIN_DISTINCT {
+        Some(format!("repeats {distinct} letters"))
     } else {
         None
     }
+}
+
+/// A low estimate of how many bits somebody must guess who knows how the secret was made.
+fn bits(secret: &str) -> f64 {
+    /// A word of a dictionary of 65,536, in letters: longer runs are several.
+    const WORD: (f64, f64) = (16.0, 8.0);
+    /// Shorter runs happen by chance.
+    const SHORTEST_WORD: usize = 4;
+    let class = |letter: char| match letter {
+        'a'..='z' => (26_u32, true),
+        'A'..='Z' => (26, true),
+        '0'..='9' => (10, false),
+        _ => (33, false),
+    };
+    let classes = ['a'..='z', 'A'..='Z', '0'..='9'];
+    let others = |letter: &char| !classes.iter().any(|class| class.contains(letter));
+    let alphabet: u32 = classes
+        .iter()
+        .filter_map(|range| secret.chars().find(|letter| range.contains(letter)))
+        .chain(secret.chars().find(others))
+        .map(|letter| class(letter).0)
+        .sum();
+    let each = f64::from(alphabet.max(2)).log2();
+
+    let letters: Vec<char> = secret.chars().collect();
+    let runs = letters.chunk_by(|one, next| {
+        class(*one).1 && one.is_ascii_lowercase() == next.is_ascii_lowercase() && next.is_ascii_alphabetic()
+    });
+    let worth = |run: &[char]| {
+        #[expect(clippy::cast_precision_loss, reason = "at most a thousand letters")]
+        let len = run.len() as f64;
+        if run.len() < SHORTEST_WORD { len * each } else { ((len / WORD.1).ceil() * WORD.0).min(len * each) }
+    };
+    runs.map(worth).sum()
 }
 
 #[cfg(test)]
