@@ -145,7 +145,9 @@ impl Control for ControlDoor {
 fn code(error: &AskError) -> FailureCode {
     match error {
         AskError::Ending => FailureCode::Internal,
-        AskError::Refused(RequestError::NotReady { .. } | RequestError::NoSpace { .. }) => FailureCode::NotReady,
+        AskError::Refused(RequestError::NotReady { .. } | RequestError::NoSpace { .. }) => {
+            FailureCode::NotReady
+        }
         AskError::Refused(RequestError::TimedOut { .. }) => FailureCode::TimedOut,
         AskError::Refused(RequestError::OwnsNothing(_)) => FailureCode::NotFound,
         AskError::Refused(_) => FailureCode::Refused,

@@ -32,8 +32,7 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Opens the sockets.
     pub(super) fn open(sysctls: Sysctls) -> Result<Self, NetError> {
-        let open =
-            |protocol, what| Netlink::open(protocol).map_err(|error| NetError::Socket { what, error });
+        let open = |protocol, what| Netlink::open(protocol).map_err(|error| NetError::Socket { what, error });
         Ok(Self {
             route: open(NETLINK_ROUTE, "route netlink")?,
             netfilter: open(NETLINK_NETFILTER, "netfilter netlink")?,
@@ -94,7 +93,9 @@ impl Kernel {
 
     fn step(&mut self, step: &Step) -> Result<(), NetError> {
         match step {
-            Step::Sysctl { key, value } => self.sysctls.write(key, value).map_err(|error| failed(step, error)),
+            Step::Sysctl { key, value } => {
+                self.sysctls.write(key, value).map_err(|error| failed(step, error))
+            }
             Step::Firewall(change) => self.firewall(step, change),
             Step::CreateLink { name, .. } => {
                 self.send(step)?;
@@ -159,11 +160,8 @@ impl Kernel {
             let list: Vec<_> = list.iter().collect();
             for chunk in list.chunks(ELEMENTS_A_TRANSACTION) {
                 let chunk = chunk.iter().copied();
-                let messages = if adding {
-                    elements::transaction(chunk, [])
-                } else {
-                    elements::transaction([], chunk)
-                };
+                let messages =
+                    if adding { elements::transaction(chunk, []) } else { elements::transaction([], chunk) };
                 self.netfilter.transaction(&messages)?;
             }
         }
@@ -281,9 +279,10 @@ fn judged(step: &Step, result: io::Result<()>) -> Result<(), NetError> {
         Some(Errno::EXIST) => match step {
             Step::AddRoute { key, .. } => Err(NetError::Foreign {
                 object: format!("a route to {key}"),
-                reason: "somebody else's route has the same destination and metric: remove it, or choose another \
+                reason:
+                    "somebody else's route has the same destination and metric: remove it, or choose another \
                          range for the overlay"
-                    .to_owned(),
+                        .to_owned(),
             }),
             _ => Err(failed(step, error)),
         },

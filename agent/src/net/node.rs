@@ -111,6 +111,14 @@ impl Node {
         self.ask(|reply| Command::Detach { port: host_interface, reply }).await?
     }
 
+    /// Whether everything that attaching this pod put in force is in force still.
+    ///
+    /// # Errors
+    /// Something is missing or has been changed, or the kernel could not be asked.
+    pub async fn check(&self, pod: PodPort) -> Result<(), NetError> {
+        self.ask(|reply| Command::Check { pod, reply }).await?
+    }
+
     /// What the counters of drops say.
     ///
     /// # Errors

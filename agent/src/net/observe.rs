@@ -159,7 +159,8 @@ pub(super) fn observe(
         }
     }
     for key in desired.sysctls.keys() {
-        let value = sysctls.read(key).map_err(|error| NetError::Observe { what: "kernel settings", error })?;
+        let value =
+            sysctls.read(key).map_err(|error| NetError::Observe { what: "kernel settings", error })?;
         observed.sysctls.extend(value.map(|value| (key.clone(), value)));
     }
     Ok(observed)
@@ -250,7 +251,9 @@ fn is_plain(list: &[InfoBridge]) -> bool {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
     list.iter().all(|info| match info {
         InfoBridge::StpState(state) => *state == BridgeStpState::Disabled,
-        InfoBridge::VlanFiltering(on) | InfoBridge::MulticastSnooping(on) | InfoBridge::MulticastQuerier(on) => !on,
+        InfoBridge::VlanFiltering(on)
+        | InfoBridge::MulticastSnooping(on)
+        | InfoBridge::MulticastQuerier(on) => !on,
         _ => true,
     })
 }
@@ -273,8 +276,12 @@ fn vxlan_shape(list: &[InfoVxlan]) -> Shape {
             InfoVxlan::Proxy(true) => Some("it answers ARP itself".to_owned()),
             InfoVxlan::Group(_) | InfoVxlan::Group6(_) => Some("it has a default destination".to_owned()),
             InfoVxlan::Link(link) if *link != 0 => Some("it is tied to a link".to_owned()),
-            InfoVxlan::Local(address) if !address.is_unspecified() => Some("it has a local address".to_owned()),
-            InfoVxlan::Local6(address) if !address.is_unspecified() => Some("it has a local address".to_owned()),
+            InfoVxlan::Local(address) if !address.is_unspecified() => {
+                Some("it has a local address".to_owned())
+            }
+            InfoVxlan::Local6(address) if !address.is_unspecified() => {
+                Some("it has a local address".to_owned())
+            }
             _ => None,
         };
         difference = difference.or(found);
@@ -449,11 +456,15 @@ impl RouteFacts {
         let onlink = message.header.flags.contains(RouteFlags::Onlink);
         let unicast = message.header.kind == RouteType::Unicast && plain;
         match (self.link, self.gateway, self.source) {
-            (None, None, None) if message.header.kind == RouteType::Unreachable && plain => Route::Unreachable,
+            (None, None, None) if message.header.kind == RouteType::Unreachable && plain => {
+                Route::Unreachable
+            }
             (Some(link), None, Some(source)) if unicast && message.header.scope == RouteScope::Link => {
                 Route::Direct { link, source }
             }
-            (Some(link), Some(gateway), Some(source)) if unicast && onlink => Route::Via { link, gateway, source },
+            (Some(link), Some(gateway), Some(source)) if unicast && onlink => {
+                Route::Via { link, gateway, source }
+            }
             _ => Route::Other(format!("{:?} {:?}", message.header, message.attributes)),
         }
     }

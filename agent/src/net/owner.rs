@@ -45,6 +45,7 @@ const BATCH: usize = 128;
 pub(super) enum Command {
     Attach { pod: PodPort, reply: Asker },
     Detach { port: String, reply: Asker },
+    Check { pod: PodPort, reply: Asker },
     Counters { reply: oneshot::Sender<Result<Counters, NetError>> },
     Settle { reply: Asker },
 }
@@ -187,7 +188,9 @@ impl Owner {
     /// Whether our tables are not as wanted. Transactions of others (kube-proxy's are many) end here.
     fn firewall_differs(&mut self) -> bool {
         let generation = self.kernel.generation().ok();
-        let (Some(desired), Ok(observed)) = (self.desired(), self.kernel.observe_firewall()) else { return true };
+        let (Some(desired), Ok(observed)) = (self.desired(), self.kernel.observe_firewall()) else {
+            return true;
+        };
         let same = firewall::admissions(&desired.firewall, &observed).next().is_none()
             && firewall::expulsions(&desired.firewall, &observed).next().is_none();
         if same {
@@ -220,6 +223,9 @@ impl Owner {
             match command {
                 Command::Attach { pod, reply } => attaching.push((pod, reply)),
                 Command::Detach { port, reply } => detaching.push((port, reply)),
+                Command::Check { pod, reply } => {
+                    let _asker_gone = reply.send(self.check(&pod));
+                }
                 Command::Counters { reply } => {
                     let _asker_gone = reply.send(self.kernel.counters());
                 }
@@ -230,6 +236,21 @@ impl Owner {
         }
         self.attach(attaching);
         self.detach(detaching);
+    }
+
+    /// What a look finds to do for this pod is what is wrong with it.
+    fn check(&mut self, pod: &PodPort) -> Result<(), NetError> {
+        let wrong = |what: String| Err(NetError::BadState(what));
+        if !self.pods.current().contains(pod) {
+            return wrong(format!("port {} is not attached as it was recorded", pod.host_interface));
+        }
+        let Some(desired) = self.desired() else { return Err(NetError::NotReady) };
+        let observed = self.kernel.observe(&desired)?;
+        let steps = plan(&desired, &observed).steps;
+        match steps.iter().find(|step| step.concerns(&pod.host_interface, pod.address)) {
+            Some(step) => wrong(format!("port {}: still to do: {step}", pod.host_interface)),
+            None => Ok(()),
+        }
     }
 
     fn settled(&self) -> Result<(), NetError> {
@@ -348,7 +369,8 @@ impl Owner {
             if steps.is_empty() || look == LOOKS {
                 self.publish_facts(desired, &observed);
                 let left: Vec<_> = steps.iter().map(|step| format!("still to do: {step}")).collect();
-                let conflicts = conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });
+                let conflicts =
+                    conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });
                 let problems = errors.into_iter().chain(conflicts).map(|error| error.to_string());
                 return problems.chain(left).chain(desired.left_out.iter().cloned()).collect();
             }

@@ -117,10 +117,7 @@ pub fn attach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 4] {
 /// gone, and with it the bridge's entry.
 #[must_use]
 pub fn detach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 2] {
-    [
-        Step::DeleteNeighbour { link: BRIDGE, address },
-        Step::DeletePortMac { port: port.to_owned(), mac },
-    ]
+    [Step::DeleteNeighbour { link: BRIDGE, address }, Step::DeletePortMac { port: port.to_owned(), mac }]
 }
 
 struct Planner<'a> {
@@ -195,9 +192,11 @@ impl Planner<'_> {
     fn addresses(&mut self) {
         for &(link, address) in &self.desired.addresses {
             let there = self.stands(link)
-                && self.observed.addresses.iter().any(|found| {
-                    found.link == link && found.address == address && found.fits()
-                });
+                && self
+                    .observed
+                    .addresses
+                    .iter()
+                    .any(|found| found.link == link && found.address == address && found.fits());
             if !there && self.usable(link) {
                 // The same address with another prefix length is another address to the kernel, and stays the first.
                 self.push(Step::AddAddress { link, address });
@@ -207,7 +206,8 @@ impl Planner<'_> {
 
     fn neighbours(&mut self) {
         for (&(link, address), &mac) in &self.desired.neighbours {
-            let there = self.stands(link) && self.observed.neighbours.get(&(link, address)) == Some(&Some(mac));
+            let there =
+                self.stands(link) && self.observed.neighbours.get(&(link, address)) == Some(&Some(mac));
             if !there && self.usable(link) {
                 self.push(Step::PutNeighbour { link, address, mac });
             }
@@ -297,7 +297,8 @@ impl Planner<'_> {
             }
         }
         for name in [VXLAN, VXLAN6] {
-            let ours = self.observed.links.get(name).is_some_and(|link| matches!(link.shape, Shape::Vxlan { .. }));
+            let ours =
+                self.observed.links.get(name).is_some_and(|link| matches!(link.shape, Shape::Vxlan { .. }));
             if ours && !self.desired.links.contains_key(name) {
                 self.push(Step::DeleteLink { name: name.to_owned(), reason: "no peer needs it".to_owned() });
             }
@@ -343,6 +344,31 @@ fn foreign_kind(found: &ObservedLink) -> String {
          makes its own",
         found.kind
     )
+}
+
+impl Step {
+    /// Whether the step would change something that a pod's port depends on.
+    #[must_use]
+    pub fn concerns(&self, host_interface: &str, pod: IpAddr) -> bool {
+        match self {
+            Self::EnslavePort { port }
+            | Self::SetPortFlags { port }
+            | Self::PutPortMac { port, .. }
+            | Self::DeletePortMac { port, .. } => port == host_interface,
+            Self::PutNeighbour { address, .. } | Self::DeleteNeighbour { address, .. } => *address == pod,
+            Self::DeleteLink { name, .. } => name == host_interface,
+            // A guard that is not as wanted guards nobody for sure; without the bridge and its address there is no way.
+            Self::Firewall(_) => true,
+            Self::CreateLink { name, .. } | Self::AdjustLink { name, .. } => *name == BRIDGE,
+            Self::AddAddress { link, .. } | Self::DeleteAddress { link, .. } => *link == BRIDGE,
+            Self::Sysctl { .. }
+            | Self::AddRoute { .. }
+            | Self::ReplaceRoute { .. }
+            | Self::DeleteRoute { .. }
+            | Self::PutTunnel { .. }
+            | Self::DeleteTunnel { .. } => false,
+        }
+    }
 }
 
 impl Route {
@@ -398,11 +424,17 @@ impl fmt::Display for Step {
                 write!(f, "remove address {address}/{prefix} from {link}")
             }
             Self::AddRoute { key, route } => write!(f, "add route {key} {route}"),
-            Self::ReplaceRoute { key, route, before } => write!(f, "change route {key} from {before} to {route}"),
+            Self::ReplaceRoute { key, route, before } => {
+                write!(f, "change route {key} from {before} to {route}")
+            }
             Self::DeleteRoute { key, route } => write!(f, "remove route {key} {route}"),
-            Self::PutNeighbour { link, address, mac } => write!(f, "set neighbour {address} to {mac} on {link}"),
+            Self::PutNeighbour { link, address, mac } => {
+                write!(f, "set neighbour {address} to {mac} on {link}")
+            }
             Self::DeleteNeighbour { link, address } => write!(f, "remove neighbour {address} from {link}"),
-            Self::PutTunnel { link, mac, underlay } => write!(f, "send frames for {mac} to {underlay} on {link}"),
+            Self::PutTunnel { link, mac, underlay } => {
+                write!(f, "send frames for {mac} to {underlay} on {link}")
+            }
             Self::DeleteTunnel { link, mac } => write!(f, "forget where {mac} is on {link}"),
             Self::EnslavePort { port } => write!(f, "make {port} a port of {BRIDGE}"),
             Self::SetPortFlags { port } => write!(f, "set the port flags of {port}"),
