@@ -134,13 +134,16 @@ impl Topology {
             let text = format!("there is another link between {} and {}", self.me(), link.peer());
             self.close(&link, Refusal { code: RefusalCode::Duplicate, text });
         }
-        let links: Vec<LinkId> = self.links.in_use().map(|link| link.id).collect();
-        self.gossip.on_timeout(&links, &mut self.rng, now);
+        let (used, pending) = (self.links.in_use(), self.links.pending());
+        let [used, pending]: [Vec<LinkId>; 2] =
+            [used.map(|link| link.id).collect(), pending.map(|link| link.id).collect()];
+        self.gossip.on_timeout((&used, &pending), &mut self.rng, now);
         for record in self.peers.age(now) {
             let (peer, nickname) = (record.name, record.nickname);
             self.outputs.push_back(Output::Notify(Notice::PeerDeparted { peer, nickname }));
             self.pace.peers_changed = true;
         }
+        self.connector.outdate();
         self.rejections.expire(now);
         self.shed(now);
         self.settle(now);
@@ -195,6 +198,10 @@ impl Topology {
         now: Instant,
     ) -> Result<(), RejectedGossip> {
         let from = self.links.by_id(link).map(Link::peer).ok_or(RejectedGossip::NoSuchLink)?;
+        let is_first = self.links.to(from).is_none();
+        if self.links.confirm(link, now) {
+            self.on_confirmed(link, is_first);
+        }
         let unexpected = |what| Err(RejectedGossip::Unexpected { from, what });
         let result = match message {
             Message::Topology(records) => self.on_records(link, from, records, now),
@@ -323,18 +330,24 @@ impl Topology {
                 self.close(&old, Refusal { code: RefusalCode::Duplicate, text });
             }
         }
-        let (dial, is_first) = (up.dial, self.links.to(up.hello.name).is_none());
+        let dial = up.dial;
         let link = Link::new(self.me(), up, version, now);
         self.connector.on_link(dial, &link, now);
-        self.rejections.settle(link.addr);
-        self.peers.locate(link.peer(), link.addr);
         self.gossip.tell(link.id, self.me());
         self.gossip.compare_with(link.id);
+        self.links.add(link, now);
+    }
+
+    /// The other end has greeted us too: the link counts.
+    fn on_confirmed(&mut self, link: LinkId, is_first: bool) {
+        let Some(link) = self.links.by_id(link) else { return };
+        self.connector.on_link_confirmed();
+        self.rejections.settle(link.addr);
+        self.peers.locate(link.peer(), link.addr);
         if is_first {
             let (peer, nickname, addr) = (link.peer(), link.hello.nickname.clone(), link.addr);
             self.outputs.push_back(Output::Notify(Notice::LinkUp { peer, nickname, addr }));
         }
-        self.links.add(link, now);
         self.on_links_changed();
     }
 
@@ -368,6 +381,11 @@ impl Topology {
 
     /// A link was taken out of the table; it may have been the last one with its peer.
     fn on_link_gone(&mut self, link: &Link, reason: &Reason, now: Instant) {
+        if !link.is_confirmed() {
+            let notice = self.connector.on_failure(link.addr, reason.clone(), &mut self.rng, now);
+            self.outputs.extend(notice);
+            return;
+        }
         if self.links.to(link.peer()).is_none() {
             self.connector.on_link_lost(link, reason, &mut self.rng, now);
             let (peer, nickname) = (link.peer(), link.hello.nickname.clone());
@@ -556,6 +574,7 @@ impl Topology {
         for (&peer, addresses) in &self.survey.addresses {
             self.peers.relocate(peer, addresses);
         }
+        self.connector.outdate();
     }
 
     fn flush(&mut self) {
