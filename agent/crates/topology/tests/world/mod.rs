@@ -1,4 +1,5 @@
 //! Many topologies, one virtual clock, and a network between them that delays, loses and falls apart.
+#![expect(clippy::unwrap_used, reason = "in a test, what cannot be is a failure")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
