@@ -130,6 +130,33 @@ pub fn reach(from: &Netns, server: SocketAddr, name: &str) -> Result<Answer> {
     Ok(tcp)
 }
 
+/// Sends `bytes` bytes by TCP to a server and compares what it echoes: large segments take other roads through a
+/// kernel than small ones.
+///
+/// # Errors
+/// The transfer stalls, or comes back changed.
+pub fn bulk(from: &Netns, server: SocketAddr, bytes: usize) -> Result<()> {
+    const STALL: Duration = Duration::from_secs(5);
+    let sent: Vec<u8> = (0..bytes).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect();
+    let moved = from.enter(|| -> Result<()> {
+        let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("connecting")?;
+        stream.set_read_timeout(Some(STALL))?;
+        stream.set_write_timeout(Some(STALL))?;
+        read_greeting(&mut stream)?;
+        let mut writer = stream.try_clone()?;
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| writer.write_all(&sent).context("sending"));
+            let mut echoed = vec![0; bytes];
+            let read = stream.read_exact(&mut echoed).context("the echo stalled");
+            writing.join().map_err(|_| anyhow!("the writing thread panicked"))??;
+            read?;
+            ensure!(echoed == sent, "the bytes came back changed");
+            Ok(())
+        })
+    })?;
+    moved.with_context(|| format!("{bytes} bytes by TCP from {} to {server}", from.name()))
+}
+
 /// What became of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowReport {

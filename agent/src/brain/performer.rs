@@ -1,0 +1,121 @@
+//! Performs effects in their order, durable ones first.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use weave_ipam::{Answer, RequestError};
+use weave_proto::peer::{Hello, Message, Refusal};
+use weave_router::{NodeView, StoreOp};
+use weave_topology::{DialId, LinkId, Target};
+
+use super::{Caller, Input};
+use crate::peer::PeerNet;
+use crate::store::{Store, StoreError};
+use crate::task;
+
+/// Something to do outside the brain.
+pub enum Effect {
+    /// Make durable before anything behind it.
+    Persist(Vec<StoreOp>),
+    /// Say this on new links.
+    Hello(Hello),
+    /// Send a message.
+    Send(LinkId, Message),
+    /// Try to reach an address.
+    Dial(DialId, SocketAddr),
+    /// Look up a name.
+    Resolve(Target),
+    /// Tell why, and close.
+    Close(LinkId, Refusal),
+    /// Make the kernel so.
+    Publish(NodeView),
+    /// Answer a caller.
+    Reply(Caller, Box<Result<Answer, RequestError>>),
+    /// Tell a caller that everything before this is durable.
+    Tell(oneshot::Sender<()>),
+}
+
+/// Those who do it.
+pub struct Doers {
+    /// Keeps what must not be forgotten.
+    pub store: Arc<Store>,
+    /// Talks to other peers.
+    pub peers: PeerNet,
+    /// What is said on new links.
+    pub hello: watch::Sender<Hello>,
+    /// The node as the kernel should see it, newest wins.
+    pub view: watch::Sender<Option<NodeView>>,
+    /// Back to the brain, for names that were looked up.
+    pub inputs: mpsc::Sender<Input>,
+}
+
+/// Performs effects until the brain is gone.
+///
+/// # Errors
+/// The store cannot be written. Nothing behind the failed transaction has been performed, and nothing ever will be.
+pub async fn performer(mut effects: mpsc::Receiver<Vec<Effect>>, doers: Doers) -> Result<(), StoreError> {
+    let mut lookups = task::Group::new("resolve");
+    let mut batches = Vec::new();
+    while effects.recv_many(&mut batches, usize::MAX).await > 0 {
+        let (ops, rest) = split(batches.drain(..).flatten());
+        if !ops.is_empty() {
+            let store = Arc::clone(&doers.store);
+            commit(store, ops).await?;
+        }
+        for effect in rest {
+            doers.perform(effect, &mut lookups);
+        }
+    }
+    Ok(())
+}
+
+/// All operations of all `Persist` in their order, and everything else in its order.
+fn split(effects: impl Iterator<Item = Effect>) -> (Vec<StoreOp>, Vec<Effect>) {
+    let (mut ops, mut rest) = (Vec::new(), Vec::new());
+    for effect in effects {
+        match effect {
+            Effect::Persist(more) => ops.extend(more),
+            other => rest.push(other),
+        }
+    }
+    (ops, rest)
+}
+
+async fn commit(store: Arc<Store>, ops: Vec<StoreOp>) -> Result<(), StoreError> {
+    let committed = tokio::task::spawn_blocking(move || store.commit(ops)).await;
+    match committed {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+impl Doers {
+    fn perform(&self, effect: Effect, lookups: &mut task::Group<()>) {
+        match effect {
+            Effect::Persist(_) => unreachable!("split() has taken every Persist out"),
+            Effect::Hello(hello) => {
+                self.hello.send_replace(hello);
+            }
+            Effect::Send(link, message) => self.peers.send(link, message),
+            Effect::Dial(dial, addr) => self.peers.dial(dial, addr),
+            Effect::Resolve(target) => lookups.spawn(resolve(target, self.inputs.clone())),
+            Effect::Close(link, refusal) => self.peers.close(link, refusal),
+            Effect::Publish(view) => {
+                self.view.send_replace(Some(view));
+            }
+            // A caller that has gone away does not want its answer; the brain takes the request back.
+            Effect::Reply(caller, result) => drop(caller.send(*result)),
+            Effect::Tell(done) => drop(done.send(())),
+        }
+    }
+}
+
+async fn resolve(target: Target, inputs: mpsc::Sender<Input>) {
+    let found = match target.port() {
+        _ => tokio::net::lookup_host((target.host().to_string(), 0)).await,
+    };
+    let found = found.map(Iterator::collect).map_err(|error| error.to_string());
+    // If the brain has ended, nobody wants to know.
+    let _ = inputs.send(Input::Resolved(target, found)).await;
+}

@@ -1,0 +1,9 @@
+//! The node's network in throwaway network namespaces, looked at with `ip`, `bridge` and `nft`.
+
+mod apply;
+mod guard;
+mod lab;
+mod overlay;
+mod repair;
+mod services;
+mod upkeep;
