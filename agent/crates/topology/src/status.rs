@@ -24,6 +24,12 @@ impl Topology {
         before.into_iter().chain([own]).chain(after)
     }
 
+    /// What this peer says about itself.
+    #[must_use]
+    pub const fn own_record(&self) -> &PeerRecord {
+        self.own.record()
+    }
+
     /// One peer of the mesh.
     #[must_use]
     pub fn peer(&self, name: PeerName) -> Option<PeerView<'_>> {
@@ -85,6 +91,11 @@ impl Topology {
     #[must_use]
     pub fn connections(&self, now: Instant) -> Vec<ConnectionStatus> {
         let mut connections: Vec<ConnectionStatus> = self.links.in_use().map(established).collect();
+        connections.extend(self.links.pending().map(|link| ConnectionStatus {
+            state: ConnectionState::Pending,
+            info: "waiting for the other side's answer".to_owned(),
+            ..established(link)
+        }));
         let places = self.connector.book().places();
         connections.extend(places.filter_map(|(addr, place)| self.attempt(addr, place, now)));
         connections.extend(self.connector.lookups().troubles().map(|(target, text, again)| {
@@ -144,6 +155,10 @@ impl Topology {
             Phase::Never => (ConnectionState::Failed, None),
             Phase::Resting { .. } if place.interest.urgency == Urgency::No => return None,
             Phase::Resting { .. } if trouble.is_none() && !place.interest.target => return None,
+            // A full peer that we need not reach is no news to anybody.
+            Phase::Resting { .. } if place.found_full() && place.interest.urgency == Urgency::May => {
+                return None;
+            }
             Phase::Resting { .. } => (ConnectionState::Retrying, place.due().map(|due| seconds(due, now))),
         };
         Some(ConnectionStatus {
