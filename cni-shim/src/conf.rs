@@ -75,7 +75,8 @@ struct Written {
     hairpin_mode: Option<bool>,
     is_gateway: Option<bool>,
     ip_masq: Option<bool>,
-    ipam: Option<WrittenIpam>,
+    /// An object, which serde would read from a list as well.
+    ipam: Option<serde_json::Map<String, Value>>,
     dns: Option<Dns>,
     run_dir: Option<PathBuf>,
     data_dir: Option<PathBuf>,
@@ -135,9 +136,11 @@ pub(crate) fn read_input() -> Result<Vec<u8>, Refusal> {
 /// # Errors
 /// Code 6 if it is no JSON of the right shape, 1 for an unknown version, 7 for what makes no sense.
 pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
-    let written: Written = serde_json::from_slice(input).map_err(|error| {
-        Refusal::new(ErrorCode::Decode, format!("cannot read the configuration: {error}"))
-    })?;
+    let written: Written = serde_json::from_slice::<serde_json::Map<String, Value>>(input)
+        .and_then(|object| serde_json::from_value(Value::Object(object)))
+        .map_err(|error| {
+            Refusal::new(ErrorCode::Decode, format!("cannot read the configuration: {error}"))
+        })?;
     let version = version(written.cni_version.as_deref().unwrap_or_default())?;
     let network = written.name.clone().unwrap_or_default();
     if !is_cni_name(&network) {
@@ -146,7 +149,10 @@ pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
     }
     let unsupported = unsupported(&written);
     let runtime = lower_case(written.runtime_config.unwrap_or_default());
-    let ipam = written.ipam.unwrap_or_default();
+    let ipam: WrittenIpam =
+        serde_json::from_value(Value::Object(written.ipam.unwrap_or_default())).map_err(|error| {
+            Refusal::new(ErrorCode::Decode, format!("cannot read ipam in the configuration: {error}"))
+        })?;
     Ok(Conf {
         version,
         network,
