@@ -16,6 +16,7 @@ use super::plan::{self, Step};
 use super::sysctl::Sysctls;
 use super::transport::errno;
 use super::{NetError, Netlink};
+use crate::firewall::foreign::{self, ForwardChain};
 use crate::firewall::{self, Change, Counters, RawElement, Set, elements, inspect};
 
 /// Elements in one transaction: it must fit the socket's send buffer (208 KiB by default, about 70 bytes each).
@@ -73,6 +74,44 @@ impl Kernel {
     /// The numbers of all links, as of the last look.
     pub(super) fn indices(&self) -> &Indices {
         &self.indices
+    }
+
+    /// The MAC address of a link, if it exists.
+    pub(super) fn mac(&mut self, link: &str) -> Option<Mac> {
+        let reply = self.route.get(&messages::link_named(link)).ok()?;
+        let Some(RouteNetlinkMessage::NewLink(message)) = observe::decode(&reply) else { return None };
+        observe::link(&message)?.1.mac
+    }
+
+    /// Makes a veth pair, both ends up.
+    pub(super) fn create_veth(&mut self, name: &'static str, peer: &'static str) -> Result<(), NetError> {
+        let failed = |error| NetError::Step { step: format!("create the links {name} and {peer}"), error };
+        let answers = self.route.requests(&messages::create_veth(name, peer)).map_err(failed)?;
+        answers.into_iter().collect::<io::Result<()>>().map_err(failed)?;
+        for link in [name, peer] {
+            let index = self.look_up(link).map_err(failed)?;
+            self.indices.insert(link.to_owned(), index);
+        }
+        Ok(())
+    }
+
+    /// Removes a link if it exists.
+    pub(super) fn delete_link(&mut self, name: &str) -> Result<(), NetError> {
+        let Ok(index) = self.look_up(name) else { return Ok(()) };
+        self.indices.insert(name.to_owned(), index);
+        let result = self.send(&Step::DeleteLink { name: name.to_owned(), reason: "no longer needed".to_owned() });
+        self.indices.remove(name);
+        result
+    }
+
+    /// The packets that a counter of an inet table has counted.
+    pub(super) fn count(&mut self, table: &str, counter: &str) -> Result<u64, NetError> {
+        inspect::count_of(&mut self.netfilter, table, counter)
+    }
+
+    /// The chains of others through which forwarded packets go.
+    pub(super) fn forward_chains(&mut self) -> Result<Vec<ForwardChain>, NetError> {
+        foreign::forward_chains(&mut self.netfilter)
     }
 
     /// Executes steps in order, and returns those that failed. A failed step does not stop the others, except that

@@ -204,7 +204,8 @@ pub(super) fn decode(reply: &Reply) -> Option<RouteNetlinkMessage> {
     }
 }
 
-fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
+/// A link's name and what there is of it.
+pub(super) fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
     let mut name = None;
     let mut link = ObservedLink {
         index: message.header.index,
@@ -450,7 +451,7 @@ impl RouteFacts {
         let unicast = message.header.kind == RouteType::Unicast && plain;
         match (self.link, self.gateway, self.source) {
             (None, None, None) if message.header.kind == RouteType::Unreachable && plain => Route::Unreachable,
-            (Some(link), None, Some(source)) if unicast && message.header.scope == RouteScope::Link => {
+            (Some(link), None, source) if unicast && message.header.scope == RouteScope::Link => {
                 Route::Direct { link, source }
             }
             (Some(link), Some(gateway), Some(source)) if unicast && onlink => Route::Via { link, gateway, source },

@@ -369,7 +369,8 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("unreachable"),
-            Self::Direct { link, source } => write!(f, "dev {link} src {source}"),
+            Self::Direct { link, source: None } => write!(f, "dev {link}"),
+            Self::Direct { link, source: Some(source) } => write!(f, "dev {link} src {source}"),
             Self::Via { link, gateway, source } => write!(f, "via {gateway} dev {link} src {source}"),
             Self::Other(text) => f.write_str(text),
         }

@@ -1,6 +1,7 @@
 //! The node's network in throwaway network namespaces, looked at with `ip`, `bridge` and `nft`.
 
 mod apply;
+mod foreign;
 mod guard;
 mod lab;
 mod overlay;
