@@ -60,9 +60,8 @@ pub(crate) fn forward_chains(netfilter: &mut Netlink) -> Result<Vec<ForwardChain
     let mut chains = Vec::new();
     for (number, family) in FAMILIES {
         let request = Message::new(GETCHAIN, NLM_F_REQUEST | NLM_F_DUMP, number).finish();
-        let replies = netfilter
-            .dump(&request)
-            .map_err(|error| NetError::Observe { what: "nftables chains", error })?;
+        let replies =
+            netfilter.dump(&request).map_err(|error| NetError::Observe { what: "nftables chains", error })?;
         for reply in replies.iter().filter(|reply| reply.kind == NEWCHAIN) {
             let list = reply.payload.get(GENERIC..).unwrap_or_default();
             chains.extend(forward_chain(family, list).filter(|chain| chain.table != TABLE));
@@ -171,7 +170,8 @@ fn programs(chains: &[ForwardChain]) -> Vec<&'static str> {
 
 /// Runs an iptables: whether it succeeded, and what it said.
 fn run(program: &str, arguments: &[&str]) -> io::Result<(bool, String)> {
-    let output = Command::new(program).args(["-w", LOCK_PATIENCE]).args(arguments).stdin(Stdio::null()).output()?;
+    let output =
+        Command::new(program).args(["-w", LOCK_PATIENCE]).args(arguments).stdin(Stdio::null()).output()?;
     let said = if output.status.success() { output.stdout } else { output.stderr };
     Ok((output.status.success(), String::from_utf8_lossy(&said).trim_end().to_owned()))
 }

@@ -168,7 +168,8 @@ fn objects(netfilter: &mut Netlink) -> Result<(Counters, Vec<Seal>), NetError> {
     let (mut counters, mut seals) = (Counters::new(), Vec::new());
     for family in Family::ALL {
         for attributes in list(netfilter, (GETOBJ, NEWOBJ, family), |_| {})? {
-            let value_of = |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| &value[..]);
+            let value_of =
+                |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| &value[..]);
             if !value_of(1).is_some_and(is_table_name) {
                 continue;
             }

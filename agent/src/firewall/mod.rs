@@ -191,7 +191,8 @@ fn elements_change(desired: &Desired, observed: &Observed, adding: bool) -> Opti
             add.extend(missing.into_iter().map(|element| (set, element)));
         } else {
             let missing: Vec<_> = wanted.difference(found).collect();
-            let surplus = found.difference(&wanted).filter(|old| !missing.iter().any(|new| old.overlaps(new)));
+            let surplus =
+                found.difference(&wanted).filter(|old| !missing.iter().any(|new| old.overlaps(new)));
             remove.extend(surplus.map(|element| (set, element.clone())));
         }
     }

@@ -33,8 +33,7 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Opens the sockets.
     pub(super) fn open(sysctls: Sysctls) -> Result<Self, NetError> {
-        let open =
-            |protocol, what| Netlink::open(protocol).map_err(|error| NetError::Socket { what, error });
+        let open = |protocol, what| Netlink::open(protocol).map_err(|error| NetError::Socket { what, error });
         Ok(Self {
             route: open(NETLINK_ROUTE, "route netlink")?,
             netfilter: open(NETLINK_NETFILTER, "netfilter netlink")?,
@@ -99,7 +98,8 @@ impl Kernel {
     pub(super) fn delete_link(&mut self, name: &str) -> Result<(), NetError> {
         let Ok(index) = self.look_up(name) else { return Ok(()) };
         self.indices.insert(name.to_owned(), index);
-        let result = self.send(&Step::DeleteLink { name: name.to_owned(), reason: "no longer needed".to_owned() });
+        let result =
+            self.send(&Step::DeleteLink { name: name.to_owned(), reason: "no longer needed".to_owned() });
         self.indices.remove(name);
         result
     }
@@ -132,8 +132,11 @@ impl Kernel {
     }
 
     fn step(&mut self, step: &Step) -> Result<(), NetError> {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "all other steps are nothing but their messages")]
         match step {
-            Step::Sysctl { key, value } => self.sysctls.write(key, value).map_err(|error| failed(step, error)),
+            Step::Sysctl { key, value } => {
+                self.sysctls.write(key, value).map_err(|error| failed(step, error))
+            }
             Step::Firewall(change) => self.firewall(step, change),
             Step::CreateLink { name, .. } => {
                 self.send(step)?;
@@ -198,11 +201,8 @@ impl Kernel {
             let list: Vec<_> = list.iter().collect();
             for chunk in list.chunks(ELEMENTS_A_TRANSACTION) {
                 let chunk = chunk.iter().copied();
-                let messages = if adding {
-                    elements::transaction(chunk, [])
-                } else {
-                    elements::transaction([], chunk)
-                };
+                let messages =
+                    if adding { elements::transaction(chunk, []) } else { elements::transaction([], chunk) };
                 self.netfilter.transaction(&messages)?;
             }
         }
@@ -315,18 +315,15 @@ fn judged(step: &Step, result: io::Result<()>) -> Result<(), NetError> {
             | Step::DeleteTunnel { .. }
             | Step::DeletePortMac { .. }
     );
-    match errno(&error) {
-        Some(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL) if deleting => Ok(()),
-        Some(Errno::EXIST) => match step {
-            Step::AddRoute { key, .. } => Err(NetError::Foreign {
-                object: format!("a route to {key}"),
-                reason: "somebody else's route has the same destination and metric: remove it, or choose another \
-                         range for the overlay"
-                    .to_owned(),
-            }),
-            _ => Err(failed(step, error)),
-        },
-        _ => Err(failed(step, error)),
+    match (errno(&error), step) {
+        (Some(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL), _) if deleting => Ok(()),
+        (Some(Errno::EXIST), Step::AddRoute { key, .. }) => Err(NetError::Foreign {
+            object: format!("a route to {key}"),
+            reason: "somebody else's route has the same destination and metric: remove it, or choose another range \
+                     for the overlay"
+                .to_owned(),
+        }),
+        (_, _) => Err(failed(step, error)),
     }
 }
 

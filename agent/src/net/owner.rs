@@ -20,8 +20,8 @@ use super::netlink::Kernel;
 use super::node::{Facts, Health, NodeSettings};
 use super::observe::Observed;
 use super::plan::{Plan, plan};
-use super::probe::{self, Verdict};
 use super::pods::Pods;
+use super::probe::{self, Verdict};
 use super::sysctl::Sysctls;
 use super::watch::{Interest, Watch};
 use super::{ForwardAccept, NetError, NodeState};
@@ -183,9 +183,8 @@ impl Owner {
     }
 
     fn poll(&mut self) {
-        if Instant::now() >= self.next_check {
-            self.reconcile();
-        } else if self.kernel.generation().ok() != self.generation && self.firewall_differs() {
+        let due = Instant::now() >= self.next_check;
+        if due || (self.kernel.generation().ok() != self.generation && self.firewall_differs()) {
             self.reconcile();
         }
     }
@@ -193,7 +192,9 @@ impl Owner {
     /// Whether our tables are not as wanted. Transactions of others (kube-proxy's are many) end here.
     fn firewall_differs(&mut self) -> bool {
         let generation = self.kernel.generation().ok();
-        let (Some(desired), Ok(observed)) = (self.desired(), self.kernel.observe_firewall()) else { return true };
+        let (Some(desired), Ok(observed)) = (self.desired(), self.kernel.observe_firewall()) else {
+            return true;
+        };
         let same = firewall::admissions(&desired.firewall, &observed).next().is_none()
             && firewall::expulsions(&desired.firewall, &observed).next().is_none();
         if same {
@@ -395,7 +396,8 @@ impl Owner {
             if steps.is_empty() || look == LOOKS {
                 self.publish_facts(desired, &observed);
                 let left: Vec<_> = steps.iter().map(|step| format!("still to do: {step}")).collect();
-                let conflicts = conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });
+                let conflicts =
+                    conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });
                 let problems = errors.into_iter().chain(conflicts).map(|error| error.to_string());
                 return problems.chain(left).chain(desired.left_out.iter().cloned()).collect();
             }

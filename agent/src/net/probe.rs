@@ -14,9 +14,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
+use weave_proto::Cidr;
 use weave_proto::addr::{address_at, position};
 use weave_proto::local::cni::PodPort;
-use weave_proto::Cidr;
 
 use super::NetError;
 use super::desired::{Route, RouteKey};
@@ -72,8 +72,7 @@ pub(super) fn probe(kernel: &mut Kernel, own: &[Cidr], used: &BTreeSet<IpAddr>) 
 fn unused(own: &[Cidr], used: &BTreeSet<IpAddr>) -> Option<Ipv4Addr> {
     let range = own.first()?;
     let candidates = (0..=used.len() as u128).filter(|&back| back < range.len());
-    let mut addresses =
-        candidates.map(|back| address_at(position(range.last()) - back, range.first()));
+    let mut addresses = candidates.map(|back| address_at(position(range.last()) - back, range.first()));
     match addresses.find(|address| !used.contains(address))? {
         IpAddr::V4(v4) => Some(v4),
         IpAddr::V6(_) => None,

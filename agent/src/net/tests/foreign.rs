@@ -77,13 +77,14 @@ fn when_told_never_to_touch_others_it_says_who_drops() {
 #[test]
 fn where_firewalld_rejects_what_is_forwarded_it_says_so_with_the_remedy() {
     let Some(_lab) = lab() else { return };
-    let (host, node, one, _two) = host_with_two_pods(
-        |host| drop(host.shell(&format!("nft -f - <<'end'\n{FIREWALLD}\nend"))),
-        state(1),
-    );
+    let (host, node, one, _two) =
+        host_with_two_pods(|host| drop(host.shell(&format!("nft -f - <<'end'\n{FIREWALLD}\nend"))), state(1));
     let complaint = node.health().foreign_firewall.unwrap();
     assert!(complaint.contains("inet firewalld filter_FORWARD"), "{complaint}");
-    assert!(complaint.contains("firewall-cmd --permanent --zone=trusted --add-source=10.32.0.0/12"), "{complaint}");
+    assert!(
+        complaint.contains("firewall-cmd --permanent --zone=trusted --add-source=10.32.0.0/12"),
+        "{complaint}"
+    );
     assert!(!one.ping("10.33.0.3"));
     // What it calls a remedy is one, and it notices.
     host.run("nft insert rule inet firewalld filter_FORWARD ip saddr 10.32.0.0/12 accept");
