@@ -28,6 +28,8 @@ pub(super) struct Kernel {
     netfilter: Netlink,
     sysctls: Sysctls,
     indices: Indices,
+    /// What counters had counted when their tables were replaced.
+    carried: Counters,
 }
 
 impl Kernel {
@@ -39,6 +41,7 @@ impl Kernel {
             netfilter: open(NETLINK_NETFILTER, "netfilter netlink")?,
             sysctls,
             indices: Indices::new(),
+            carried: Counters::new(),
         })
     }
 
@@ -60,9 +63,15 @@ impl Kernel {
         inspect::generation(&mut self.netfilter)
     }
 
-    /// What the counters of drops say.
+    /// What the counters of drops say, and said before the tables were replaced.
     pub(super) fn counters(&mut self) -> Result<Counters, NetError> {
-        inspect::counters(&mut self.netfilter)
+        let mut counters = inspect::counters(&mut self.netfilter)?;
+        for (&reason, carried) in &self.carried {
+            let count = counters.entry(reason).or_default();
+            count.packets += carried.packets;
+            count.bytes += carried.bytes;
+        }
+        Ok(counters)
     }
 
     /// The kernel's number for a link, as of the last look.
@@ -172,12 +181,14 @@ impl Kernel {
     fn firewall(&mut self, step: &Step, change: &Change) -> Result<(), NetError> {
         match change {
             Change::Replace { desired, .. } => {
+                let counted = self.counters()?;
                 firewall::program::apply(&desired.render())?;
                 let (kernel, complete) = inspect::describe(&mut self.netfilter)?;
                 if !complete {
                     let text = "the tables are not there after nft applied them".to_owned();
                     return Err(NetError::Firewall(text));
                 }
+                self.carried = counted;
                 let seal = firewall::Seal { text: desired.text, kernel };
                 let messages = elements::seal(&seal.to_string());
                 self.netfilter.transaction(&messages).map_err(|error| failed(step, error))

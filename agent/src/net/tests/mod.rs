@@ -3,6 +3,7 @@
 mod apply;
 mod foreign;
 mod guard;
+mod idle;
 mod lab;
 mod overlay;
 mod repair;
