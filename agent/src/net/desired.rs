@@ -97,8 +97,8 @@ pub enum Route {
     Direct {
         /// The link.
         link: String,
-        /// The source address of what the node itself sends.
-        source: IpAddr,
+        /// The source address of what the node itself sends, if it is to be a particular one.
+        source: Option<IpAddr>,
     },
     /// To a gateway on a link, which need not be in a range of the link.
     Via {
@@ -195,7 +195,7 @@ fn routes(state: &NodeState) -> BTreeMap<RouteKey, Route> {
             }
         }
         for &range in &state.own {
-            routes.insert(key(range), Route::Direct { link: BRIDGE.to_owned(), source });
+            routes.insert(key(range), Route::Direct { link: BRIDGE.to_owned(), source: Some(source) });
         }
     }
     routes.insert(RouteKey { destination: state.universe, metric: UNREACHABLE_METRIC }, Route::Unreachable);

@@ -16,7 +16,9 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{
+    LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
+};
 use weave_proto::Cidr;
 
 use super::desired::{Link, LinkKind, Route, RouteKey};
@@ -91,6 +93,13 @@ pub(super) fn messages(step: &Step, indices: &Indices, ipv6: bool) -> Result<Vec
             vec![encode(RouteNetlinkMessage::DelNeighbour(port_mac(index(port)?, *mac)), 0)]
         }
     })
+}
+
+/// The request for a veth pair, both ends up, without IPv6.
+pub(super) fn create_veth(name: &str, peer: &str) -> [Vec<u8>; 2] {
+    let message = LinkVeth::new(name, peer).up().build();
+    let up = LinkUnspec::new_with_name(peer).up().build();
+    [encode(RouteNetlinkMessage::NewLink(message), CREATE), encode(RouteNetlinkMessage::NewLink(up), 0)]
 }
 
 /// The request for all links, without their statistics (most of the bytes).
@@ -308,9 +317,12 @@ fn route_message(
             message
         }
     };
-    if let Route::Direct { source, .. } | Route::Via { source, .. } = route {
-        message.attributes.push(RouteAttribute::PrefSource((*source).into()));
-    }
+    let source = match route {
+        Route::Direct { source, .. } => *source,
+        Route::Via { source, .. } => Some(*source),
+        Route::Unreachable | Route::Other(_) => None,
+    };
+    message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
     Ok(message)
 }
 

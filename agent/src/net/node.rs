@@ -50,6 +50,8 @@ pub struct Health {
     pub problems: Vec<String>,
     /// How often something that was in force had to be put back.
     pub repairs: u64,
+    /// That a foreign firewall drops what is forwarded for pods, and the remedy.
+    pub foreign_firewall: Option<String>,
 }
 
 /// The node's kernel state, owned by a thread of its own, which ends when the last handle is dropped; the kernel's

@@ -6,6 +6,7 @@
 //! minute to look at everything.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +21,11 @@ use super::node::{Facts, Health, NodeSettings};
 use super::observe::Observed;
 use super::plan::{Plan, plan};
 use super::pods::Pods;
+use super::probe::{self, Verdict};
 use super::sysctl::Sysctls;
 use super::watch::{Interest, Watch};
-use super::{NetError, NodeState};
+use super::{ForwardAccept, NetError, NodeState};
+use crate::firewall::foreign::{self, ForwardChain};
 use crate::firewall::{self, Counters};
 
 /// How often the nftables generation is read: what is deleted is back within two of these.
@@ -108,6 +111,8 @@ struct Owner {
     problems: Vec<String>,
     next_check: Instant,
     retry_pause: Duration,
+    /// The chains of others when a probe was last sent, and what came of it.
+    foreign: (Vec<ForwardChain>, Option<String>),
 }
 
 /// What ended a wait.
@@ -134,6 +139,7 @@ impl Owner {
             problems: Vec::new(),
             next_check: Instant::now(),
             retry_pause: RETRY.0,
+            foreign: (Vec::new(), None),
         })
     }
 
@@ -178,9 +184,8 @@ impl Owner {
     }
 
     fn poll(&mut self) {
-        if Instant::now() >= self.next_check {
-            self.reconcile();
-        } else if self.kernel.generation().ok() != self.generation && self.firewall_differs() {
+        let due = Instant::now() >= self.next_check;
+        if due || (self.kernel.generation().ok() != self.generation && self.firewall_differs()) {
             self.reconcile();
         }
     }
@@ -351,7 +356,48 @@ impl Owner {
             Ok(desired) => self.apply(&desired),
             Err(error) => vec![error.to_string()],
         };
+        if problems.is_empty() {
+            self.mind_foreign_firewalls(&state);
+        }
         self.conclude(problems);
+    }
+
+    /// Finds out whether others drop what is forwarded, when their chains are not as they were.
+    fn mind_foreign_firewalls(&mut self, state: &NodeState) {
+        let Ok(chains) = self.kernel.forward_chains() else { return };
+        if chains == self.foreign.0 || state.address.is_none() {
+            return;
+        }
+        let used = state.pods.iter().map(|pod| pod.address).chain(state.address).collect();
+        let mut dropped = !chains.is_empty() && self.probe(state, &used);
+        if dropped && state.options.forward_accept == ForwardAccept::Auto {
+            match foreign::accept(state.universe, &chains) {
+                Ok(rules) => {
+                    for rule in &rules {
+                        tracing::info!(%rule, "a foreign firewall dropped what is forwarded for pods");
+                    }
+                    dropped = rules.is_empty() || self.probe(state, &used);
+                }
+                Err(error) => tracing::warn!(%error, "cannot accept forwarded packets in a foreign firewall"),
+            }
+        }
+        let complaint = dropped.then(|| foreign::complaint(state.universe, &chains));
+        if let Some(complaint) = complaint.as_ref().filter(|_| complaint != self.foreign.1) {
+            tracing::warn!(%complaint, "pods cannot be reached");
+        }
+        // With our rules the chains are others than before, which is no reason to ask again.
+        let chains = self.kernel.forward_chains().unwrap_or(chains);
+        self.foreign = (chains, complaint);
+    }
+
+    fn probe(&mut self, state: &NodeState, used: &BTreeSet<IpAddr>) -> bool {
+        match probe::probe(&mut self.kernel, &state.own, used) {
+            Ok(verdict) => verdict == Verdict::Dropped,
+            Err(error) => {
+                tracing::debug!(%error, "cannot probe whether packets are forwarded");
+                false
+            }
+        }
     }
 
     fn apply(&mut self, desired: &Desired) -> Vec<String> {
@@ -424,7 +470,8 @@ impl Owner {
         self.retry_pause = if self.in_force { RETRY.0 } else { (self.retry_pause * 2).min(RETRY.1) };
         self.next_check = Instant::now() + if self.in_force { FULL_CHECK } else { self.retry_pause };
         self.problems.clone_from(&problems);
-        let health = Health { in_force: self.in_force, problems, repairs: self.repairs };
+        let foreign_firewall = self.foreign.1.clone();
+        let health = Health { in_force: self.in_force, problems, repairs: self.repairs, foreign_firewall };
         self.ends.health.send_if_modified(|published| {
             let modified = *published != health;
             *published = health;

@@ -168,7 +168,7 @@ impl Planner<'_> {
 
     /// Whether the kernel's link of this name is, and stays, what we want there.
     fn stands(&self, name: &str) -> bool {
-        !self.replaced.iter().any(|&replaced| replaced == name)
+        !self.replaced.contains(&name)
     }
 
     /// Whether a link of this name will be ours once the steps so far are done.
@@ -395,7 +395,8 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("unreachable"),
-            Self::Direct { link, source } => write!(f, "dev {link} src {source}"),
+            Self::Direct { link, source: None } => write!(f, "dev {link}"),
+            Self::Direct { link, source: Some(source) } => write!(f, "dev {link} src {source}"),
             Self::Via { link, gateway, source } => write!(f, "via {gateway} dev {link} src {source}"),
             Self::Other(text) => f.write_str(text),
         }

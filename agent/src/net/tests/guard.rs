@@ -50,6 +50,12 @@ fn a_forged_source_address_is_dropped() {
     assert_stopped(&two, ForgedAddress, || two.attacker.succeeds("ping -c 1 -W 1 -I 10.33.0.99 10.33.0.3"));
     assert_stopped(&two, ForgedAddress, || two.attacker.succeeds("ping -c 1 -W 1 -I 10.33.0.99 10.33.0.1"));
     assert!(two.attacker.ping("10.33.0.3"));
+    // A change of the rules does not forget what was counted.
+    let counted = dropped(&two.node, ForgedAddress);
+    let mut wanted = state(1);
+    wanted.options.masquerade = false;
+    apply(&two.node, wanted);
+    assert_eq!(dropped(&two.node, ForgedAddress), counted);
 }
 
 #[test]
