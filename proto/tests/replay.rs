@@ -1,5 +1,7 @@
 //! Runs the fuzz targets over their corpus and over mutations of it, the same ones at each run.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 #[path = "../fuzz/src/targets.rs"]
 #[expect(clippy::expect_used, reason = "a fuzz target fails by panicking")]
 #[expect(unreachable_pub, reason = "public for the fuzz crate, which this file is part of")]

@@ -63,8 +63,8 @@ pub(super) fn refusal() -> Refusal {
 pub(super) fn record(links: usize) -> PeerRecord {
     let link = |index: usize| LinkRecord {
         peer: name(u8::try_from(index % 256).unwrap()),
-        addr: if index % 2 == 0 { "192.168.0.2:6783" } else { "[fd00::2]:6783" }.parse().unwrap(),
-        outbound: index % 2 == 0,
+        addr: if index.is_multiple_of(2) { "192.168.0.2:6783" } else { "[fd00::2]:6783" }.parse().unwrap(),
+        outbound: index.is_multiple_of(2),
     };
     PeerRecord {
         name: name(1),
