@@ -58,3 +58,37 @@ impl BrainHandle {
         told.await.map_err(|_| ending())
     }
 }
+
+impl BrainHandle {
+    /// Everything given out on this node.
+    ///
+    /// # Errors
+    /// The agent is ending.
+    pub async fn allocations(&self) -> Result<Vec<weave_ipam::Allocation>, AskError> {
+        let (caller, answer) = oneshot::channel();
+        self.inputs.send(Input::List(caller)).await.map_err(|_| AskError::Ending)?;
+        answer.await.map_err(|_| AskError::Ending)
+    }
+
+    /// Has these peers reached too, or (`replace`) these only. Durable when it returns.
+    ///
+    /// # Errors
+    /// The agent is ending.
+    pub async fn connect(&self, targets: Vec<Target>, replace: bool) -> Result<(), Failure> {
+        self.tell(|done| Input::Connect { targets, replace, done }).await
+    }
+
+    /// Has these peers no longer reached. Durable when it returns.
+    ///
+    /// # Errors
+    /// The agent is ending.
+    pub async fn forget(&self, targets: Vec<Target>) -> Result<(), Failure> {
+        self.tell(|done| Input::Forget { targets, done }).await
+    }
+
+    /// Asks the agent to end soon.
+    pub fn stop(&self) {
+        // A full queue means that it has been asked already.
+        let _ = self.stop.try_send(());
+    }
+}

@@ -19,8 +19,9 @@
 //! cancelled. A budget per turn keeps a flood of messages from delaying the clock.
 
 mod handle;
+mod log;
 mod performer;
-mod snapshot;
+pub mod snapshot;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -71,6 +72,8 @@ pub enum Input {
         /// Told when the change is durable.
         done: oneshot::Sender<()>,
     },
+    /// Somebody wants to know everything given out on this node.
+    List(oneshot::Sender<Vec<weave_ipam::Allocation>>),
     /// Something that the status shows has changed outside the brain.
     Refresh,
 }
@@ -138,14 +141,14 @@ impl Brain {
 
     fn take(&mut self, input: Input, told: &mut Vec<oneshot::Sender<()>>, now: Instant) {
         match input {
-            Input::Peer(PeerEvent::LinkUp(up)) => self.router.handle_link_up(up, now),
+            Input::Peer(PeerEvent::LinkUp(up)) => self.router.handle_link_up(*up, now),
             Input::Peer(PeerEvent::LinkDown { link, reason }) => {
                 self.router.handle_link_down(link, reason, now);
             }
-            Input::Peer(PeerEvent::DialFailed { dial, failure }) => {
-                self.router.handle_dial_failed(dial, failure, now);
+            Input::Peer(PeerEvent::DialFailed { dial, reason }) => {
+                self.router.handle_dial_failed(dial, reason, now);
             }
-            Input::Peer(PeerEvent::Refused { addr, reason }) => self.snapshots.note_refused(addr, reason),
+            Input::Peer(PeerEvent::Refused { addr, reason }) => self.snapshots.note_refused(addr, &reason.text),
             Input::Peer(PeerEvent::Message { link, message }) => {
                 self.router.handle_message(link, message, now);
             }
@@ -164,7 +167,9 @@ impl Brain {
                 self.router.forget(&targets, now);
                 told.push(done);
             }
-            Input::Refresh => {}
+            // An asker that has gone away does not want the answer.
+            Input::List(asker) => drop(asker.send(self.router.ipam().allocations().cloned().collect())),
+            Input::Refresh => self.snapshots.mark_changed(),
         }
     }
 
@@ -189,7 +194,7 @@ impl Brain {
         if effects.is_empty() {
             return Ok(());
         }
-        self.snapshots.mark_changed(Instant::now());
+        self.snapshots.mark_changed();
         self.effects.send(effects).await.map_err(|_| PerformerGone)
     }
 
@@ -205,8 +210,12 @@ impl Brain {
             Output::Reply { request, result } => {
                 Effect::Reply(self.callers.remove(&request.0)?, Box::new(result))
             }
+            Output::Lost(allocations) => {
+                log::lost(&allocations);
+                return None;
+            }
             Output::Notify(notice) => {
-                log(&notice);
+                log::notice(&notice);
                 return None;
             }
         })

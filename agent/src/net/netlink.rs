@@ -177,6 +177,27 @@ impl Kernel {
         self.step(&Step::Firewall(change))
     }
 
+    /// Expels pods at the guard, all in one transaction, and forgets where they were.
+    pub(super) fn withdraw(&mut self, pods: &[PodPort]) -> Result<(), NetError> {
+        let remove = pods.iter().flat_map(guard_elements).collect();
+        self.step(&Step::Firewall(Change::Elements { add: BTreeSet::new(), remove }))?;
+        for pod in pods {
+            // Most are detached after their interface is gone, whose number may be another's by now.
+            let port = &pod.host_interface;
+            match self.look_up(port) {
+                Ok(index) => self.indices.insert(port.clone(), index),
+                Err(_) => self.indices.remove(port),
+            };
+            for step in plan::detach_port(port, pod.address, Mac(pod.mac)) {
+                if let Ok(messages) = self.messages(&step) {
+                    let answers = self.route.requests(&messages).map_err(|error| failed(&step, error))?;
+                    answers.into_iter().try_for_each(|answer| judged(&step, answer))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the ports of pods in force: bridge port, flags, forwarding entry, neighbour; as few system calls as
     /// there can be. One result a pod.
     pub(super) fn open_ports(&mut self, pods: &[PodPort]) -> Vec<Result<(), NetError>> {

@@ -271,6 +271,7 @@ impl Owner {
         }
         if results.iter().any(Result::is_err) {
             // Takes back what the failed ones left.
+            self.in_force = false;
             self.reconcile();
         }
         for (reply, result) in replies.into_iter().zip(results) {
@@ -307,13 +308,12 @@ impl Owner {
     }
 
     fn detach(&mut self, asked: Vec<(String, Asker)>) {
-        if asked.is_empty() {
-            return;
+        let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port)).collect();
+        if !gone.is_empty() && self.state.is_some() && self.kernel.withdraw(&gone).is_err() {
+            // Something of it was missing. The long way finds out what is left.
+            self.in_force = false;
+            self.reconcile();
         }
-        for (port, _) in &asked {
-            self.pods.detach(port);
-        }
-        self.reconcile();
         for (port, reply) in asked {
             let problem = self.problems.iter().find(|problem| problem.contains(&port));
             let result = problem.map_or(Ok(()), |problem| Err(NetError::BadState(problem.clone())));

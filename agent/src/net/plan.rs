@@ -113,6 +113,16 @@ pub fn attach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 4] {
     ]
 }
 
+/// The steps that take back what is left of a pod's port besides the guard's admission. The interface itself may be
+/// gone, and with it the bridge's entry.
+#[must_use]
+pub fn detach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 2] {
+    [
+        Step::DeleteNeighbour { link: BRIDGE, address },
+        Step::DeletePortMac { port: port.to_owned(), mac },
+    ]
+}
+
 struct Planner<'a> {
     desired: &'a Desired,
     observed: &'a Observed,

@@ -30,12 +30,14 @@ impl Pods {
         self.attached.insert(pod.host_interface.clone(), pod.clone());
     }
 
-    /// This one was detached.
-    pub(super) fn detach(&mut self, port: &str) {
-        self.attached.remove(port);
-        if self.listed.contains_key(port) {
-            self.withdrawn.insert(port.to_owned());
+    /// This one was detached; returns what was known of it.
+    pub(super) fn detach(&mut self, port: &str) -> Option<PodPort> {
+        let attached = self.attached.remove(port);
+        let listed = self.listed.get(port).cloned();
+        if listed.is_some() && !self.withdrawn.insert(port.to_owned()) {
+            return attached;
         }
+        attached.or(listed)
     }
 
     /// The pods that there are.

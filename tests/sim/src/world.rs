@@ -154,6 +154,12 @@ impl World {
         &self.machines[place]
     }
 
+    /// The range that is shared out.
+    #[must_use]
+    pub const fn range(&self) -> Cidr {
+        self.range
+    }
+
     /// Every place.
     pub fn places(&self) -> std::ops::Range<Place> {
         0..self.machines.len()
@@ -168,7 +174,9 @@ impl World {
     /// Whether two places hear each other.
     #[must_use]
     pub fn hear(&self, a: Place, b: Place) -> bool {
-        self.groups.as_ref().is_none_or(|groups| groups.iter().any(|group| group.contains(&a) && group.contains(&b)))
+        self.groups
+            .as_ref()
+            .is_none_or(|groups| groups.iter().any(|group| group.contains(&a) && group.contains(&b)))
     }
 
     /// Makes something happen.
@@ -243,10 +251,16 @@ impl World {
                 founders,
                 known: machine.disk.known(),
             },
-            ipam: weave_ipam::Config { me, universe: range, mode: machine.mode.clone(), alone: targets.is_empty() },
+            ipam: weave_ipam::Config {
+                me,
+                universe: range,
+                mode: machine.mode.clone(),
+                alone: targets.is_empty(),
+            },
             restored: machine.disk.restored(),
         };
-        let router = Router::new(config, seed, now).unwrap_or_else(|error| panic!("node{at} starts: {error}"));
+        let router =
+            Router::new(config, seed, now).unwrap_or_else(|error| panic!("node{at} starts: {error}"));
         machine.agent =
             Some(Agent { router, hello: None, links: BTreeMap::new(), waiting: BTreeMap::new(), fuse: None });
         self.perform(at);

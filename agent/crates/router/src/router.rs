@@ -1,20 +1,23 @@
 //! The machine itself: inputs to the rooms, their outputs into one queue.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use weave_ipam::{Answer, Ipam, Request, RequestError, RequestId};
+use weave_ipam::{Answer, Ipam, PeerFacts, Request, RequestError, RequestId};
 use weave_overlay::Choice;
-use weave_proto::PeerName;
 use weave_proto::local::cni::AttachmentKey;
-use weave_proto::peer::{Features, Hello, IpamState, Message, Refusal};
+use weave_proto::peer::{Directed, Features, Hello, IpamState, Message, Refusal};
+use weave_proto::{Cidr, PeerName};
 use weave_topology::{DialId, KnownPeer, LinkId, LinkUp, OwnFacts, Reason, Target, Topology};
 
 use crate::node::{EXPOSE_RETRY, Expose, NodeView};
 
 /// The id of the router's own request for the node's address. Callers count from one.
 const EXPOSE: RequestId = RequestId(0);
+
+/// How many different reasons for not believing a message are kept: more would only be a peer that makes them up.
+const MAX_REFUSED_REASONS: usize = 64;
 
 /// What the rooms are made of.
 pub struct Config {
@@ -94,15 +97,25 @@ pub enum Notice {
 /// Topology, ipam and overlay joined. After every `handle_*`, take outputs with [`Self::poll_output`] until there are
 /// none, and call [`Self::handle_timeout`] at [`Self::poll_timeout`].
 pub struct Router {
-    me: PeerName,
-    features: Features,
-    topology: Topology,
-    ipam: Ipam,
-    expose: Expose,
+    pub(crate) me: PeerName,
+    pub(crate) universe: Cidr,
+    pub(crate) features: Features,
+    pub(crate) topology: Topology,
+    pub(crate) ipam: Ipam,
+    pub(crate) expose: Expose,
+    pub(crate) choices: BTreeMap<PeerName, Choice>,
+    pub(crate) view: Option<NodeView>,
+    pub(crate) outputs: VecDeque<Output>,
+    /// What was last told to the mesh about this peer.
     own: OwnFacts,
-    choices: BTreeMap<PeerName, Choice>,
-    view: Option<NodeView>,
-    outputs: VecDeque<Output>,
+    /// Who was last told to the allocator to be reachable.
+    reachable: BTreeMap<PeerName, PeerFacts>,
+    /// Whose removal has been carried out here.
+    removed: BTreeSet<PeerName>,
+    /// Messages of peers that were not believed, by reason.
+    pub(crate) refused: BTreeMap<String, u64>,
+    /// Established links that have ended.
+    pub(crate) terminations: u64,
 }
 
 impl Router {
@@ -113,17 +126,23 @@ impl Router {
     pub fn new(config: Config, seed: u64, now: Instant) -> Result<Self, weave_ipam::RestoreError> {
         let me = config.topology.name;
         let features = config.topology.features;
+        let universe = config.ipam.universe;
         let ipam = Ipam::new(config.ipam, config.restored, seed, now)?;
         let mut router = Self {
             me,
+            universe,
             features,
             topology: Topology::new(config.topology, seed, now),
             ipam,
             expose: Expose::Asked,
-            own: OwnFacts::default(),
             choices: BTreeMap::new(),
             view: None,
             outputs: VecDeque::new(),
+            own: OwnFacts::default(),
+            reachable: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            terminations: 0,
         };
         router.ask_for_own_address(now);
         router.settle(now);
@@ -138,6 +157,7 @@ impl Router {
 
     /// A link is gone.
     pub fn handle_link_down(&mut self, link: LinkId, reason: Reason, now: Instant) {
+        self.terminations += u64::from(self.topology.peer_of(link).is_some());
         self.topology.handle_link_down(link, reason, now);
         self.settle(now);
     }
@@ -148,13 +168,14 @@ impl Router {
         self.settle(now);
     }
 
+    /// Somebody dialled this peer and was not let in.
+    pub fn handle_caller_refused(&mut self, addr: SocketAddr, text: &str, now: Instant) {
+        self.topology.handle_caller_refused(addr, text, now);
+        self.settle(now);
+    }
+
     /// A name was looked up, or could not be.
-    pub fn handle_resolved(
-        &mut self,
-        target: Target,
-        found: Result<Vec<SocketAddr>, String>,
-        now: Instant,
-    ) {
+    pub fn handle_resolved(&mut self, target: &Target, found: Result<Vec<SocketAddr>, String>, now: Instant) {
         self.topology.handle_resolved(target, found, now);
         self.settle(now);
     }
@@ -163,7 +184,10 @@ impl Router {
     pub fn handle_message(&mut self, link: LinkId, message: Message, now: Instant) {
         match message {
             Message::Ipam(state) => self.on_ipam_state(link, *state, now),
-            other => self.topology.handle_message(link, other, now),
+            other => {
+                let taken = self.topology.handle_message(link, other, now);
+                self.count_refused(taken.map_err(|error| error.to_string()));
+            }
         }
         self.settle(now);
     }
@@ -234,8 +258,18 @@ impl Router {
 
     fn on_ipam_state(&mut self, link: LinkId, state: IpamState, now: Instant) {
         let Some(from) = self.topology.peer_of(link) else { return };
-        // What is refused is counted and shown by the allocator; the link has done nothing wrong.
-        let _ = self.ipam.handle_gossip(from, state, now);
+        let taken = self.ipam.handle_gossip(from, state, now);
+        self.count_refused(taken.map_err(|error| error.to_string()));
+    }
+
+    /// What a peer said was not believed: it is counted and shown, and its link stays.
+    fn count_refused(&mut self, taken: Result<(), String>) {
+        if let Err(reason) = taken {
+            tracing::debug!(reason, "a message was not believed");
+            if self.refused.len() < MAX_REFUSED_REASONS || self.refused.contains_key(&reason) {
+                *self.refused.entry(reason).or_default() += 1;
+            }
+        }
     }
 
     /// Takes every room's outputs, which may be news for another room, until all rooms are quiet; then publishes the
@@ -248,11 +282,64 @@ impl Router {
                 self.on_topology(output, now);
             } else if let Some(output) = self.ipam.poll_output() {
                 self.on_ipam(output, now);
-            } else {
+            } else if !self.exchange(now) {
                 break;
             }
         }
         self.publish();
+    }
+
+    /// Tells each room what has changed in another; whether anything had.
+    fn exchange(&mut self, now: Instant) -> bool {
+        self.topology.set_ipam_digest(self.ipam.digest());
+        self.carry_out_removals(now) | self.tell_mesh(now) | self.tell_ipam_who_is_reachable(now)
+    }
+
+    fn tell_mesh(&mut self, now: Instant) -> bool {
+        let own = OwnFacts {
+            overlay: match self.expose {
+                Expose::Held(address) => Some(address),
+                Expose::Asked | Expose::Again(_) => None,
+            },
+            free: self.own.free,
+            universe: self.ipam.universe_id(),
+            founders: self.ipam.expected_founders(),
+        };
+        let changed = own != self.own;
+        if changed {
+            self.own = own.clone();
+            self.topology.set_own(own, now);
+        }
+        changed
+    }
+
+    fn tell_ipam_who_is_reachable(&mut self, now: Instant) -> bool {
+        let peers = self.topology.peers().filter(|peer| peer.reachable && peer.record.name != self.me);
+        let reachable: BTreeMap<_, _> =
+            peers.map(|peer| (peer.record.name, PeerFacts { free: peer.record.free })).collect();
+        let changed = reachable != self.reachable;
+        if changed {
+            self.reachable.clone_from(&reachable);
+            self.ipam.handle_peers(reachable, now);
+        }
+        changed
+    }
+
+    /// Peers that were removed for good are no longer looked for. One that is still linked stays so until it has
+    /// learned of its removal and leaves.
+    fn carry_out_removals(&mut self, now: Instant) -> bool {
+        let gone: Vec<PeerName> = self
+            .ipam
+            .removed_peers()
+            .into_iter()
+            .filter(|&peer| peer != self.me && !self.topology.is_reachable(peer))
+            .filter(|peer| !self.removed.contains(peer))
+            .collect();
+        for &peer in &gone {
+            self.removed.insert(peer);
+            self.topology.remove_peer(peer, "this peer was removed from the mesh for good", now);
+        }
+        !gone.is_empty()
     }
 
     fn on_topology(&mut self, output: weave_topology::Output, now: Instant) {
@@ -265,13 +352,15 @@ impl Router {
             From::Close { link, refusal } => self.outputs.push_back(Output::Close { link, refusal }),
             From::PersistTargets(targets) => self.persist(StoreOp::Targets(targets)),
             From::PersistPeers(peers) => self.persist(StoreOp::Known(peers)),
-            From::PeersChanged | From::LinksChanged => self.tell_ipam_who_is_reachable(now),
+            // Who is reachable is told to the allocator when the queues are empty: see `exchange`.
+            From::PeersChanged | From::LinksChanged => {}
             From::IpamDiffers { link } => {
                 let message = Message::Ipam(Box::new(self.ipam.state()));
                 self.outputs.push_back(Output::Send { link, message });
             }
             From::Directed(directed) => {
-                let _ = self.ipam.handle_directed(directed.src, directed.body, now);
+                let taken = self.ipam.handle_directed(directed.src, directed.body, now);
+                self.count_refused(taken.map_err(|error| error.to_string()));
             }
             From::Notify(notice) => self.outputs.push_back(Output::Notify(Notice::Topology(notice))),
         }
@@ -283,7 +372,7 @@ impl Router {
             From::Persist(ops) => {
                 self.outputs.push_back(Output::Persist(ops.into_iter().map(StoreOp::Ipam).collect()));
             }
-            From::Gossip(state) => self.topology.broadcast(&Message::Ipam(state)),
+            From::Gossip(state) => self.topology.broadcast(&Message::Ipam(state), None),
             From::GossipTo(peer, state) => {
                 if let Some((link, _)) = self.topology.link_to(peer) {
                     self.outputs.push_back(Output::Send { link, message: Message::Ipam(state) });
@@ -291,11 +380,13 @@ impl Router {
             }
             From::Directed { to, body } => {
                 // Without a path the request is lost like any datagram; ipam asks somebody else in time.
-                let _ = self.topology.route(to, body, now);
+                let directed = Directed { src: self.me, dst: to, hops_left: Directed::MAX_HOPS, body };
+                let _ = self.topology.route(directed);
             }
             From::Reply { request: EXPOSE, result } => self.on_expose(result, now),
             From::Reply { request, result } => self.outputs.push_back(Output::Reply { request, result }),
-            From::RangesChanged => self.tell_mesh(now),
+            // The ranges are read when the view is published.
+            From::RangesChanged => {}
             From::Lost(allocations) => self.outputs.push_back(Output::Lost(allocations)),
             From::FreeHint(free) => {
                 self.own.free = free;

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use weave_ipam::Ipam;
 use weave_overlay::{Choice, ForwardingTable, PeerFacts, choose};
 use weave_proto::local::status::{
     ConnectionState, ConnectionStatus, IpamStatus, MethodStatus, PeerStatus, TargetStatus,
 };
-use weave_proto::{Cidr, PeerName, Span};
+use weave_proto::{Cidr, Nickname, PeerName, Span};
+use weave_topology::Topology;
 
 use crate::node::{Expose, NodeView};
 use crate::router::{Output, Router};
@@ -21,7 +23,7 @@ impl Router {
         };
         let facts: BTreeMap<PeerName, PeerFacts> = self
             .topology
-            .known()
+            .known_peers()
             .filter(|peer| peer.name != self.me)
             .map(|peer| {
                 let facts = PeerFacts {
@@ -74,7 +76,43 @@ impl Router {
     /// Where people want peers reached.
     #[must_use]
     pub fn targets(&self) -> Vec<TargetStatus> {
-        self.topology.targets_status()
+        self.topology
+            .targets()
+            .iter()
+            .map(|target| TargetStatus { target: target.to_string(), problem: None })
+            .collect()
+    }
+
+    /// The allocator, to look at.
+    #[must_use]
+    pub const fn ipam(&self) -> &Ipam {
+        &self.ipam
+    }
+
+    /// The mesh, to look at.
+    #[must_use]
+    pub const fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// How many established links have ended.
+    #[must_use]
+    pub const fn terminations(&self) -> u64 {
+        self.terminations
+    }
+
+    /// Messages of peers that were not believed, by reason.
+    #[must_use]
+    pub const fn refused(&self) -> &BTreeMap<String, u64> {
+        &self.refused
+    }
+
+    fn nickname(&self, peer: PeerName) -> Option<Nickname> {
+        let known = || self.topology.known_peers().find(|known| known.name == peer);
+        self.topology
+            .peer(peer)
+            .map(|view| view.record.nickname.clone())
+            .or_else(|| known().map(|known| known.nickname.clone()))
     }
 
     /// What the allocator believes.
@@ -82,7 +120,7 @@ impl Router {
     pub fn ipam_status(&self, now: Instant) -> IpamStatus {
         let mut status = self.ipam.status(now);
         for share in &mut status.shares {
-            share.nickname = self.topology.nickname(share.peer);
+            share.nickname = self.nickname(share.peer);
         }
         status
     }

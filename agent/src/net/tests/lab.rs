@@ -275,8 +275,18 @@ pub(super) struct Capture {
 
 impl Capture {
     pub(super) fn start(host: &Host, interface: &str, filter: &str) -> Self {
+        Self::with(host, &["-i", interface, filter])
+    }
+
+    /// Of what comes in only.
+    pub(super) fn incoming(host: &Host, interface: &str) -> Self {
+        Self::with(host, &["-i", interface, "-Q", "in"])
+    }
+
+    fn with(host: &Host, words: &[&str]) -> Self {
         let mut child = Command::new("ip")
-            .args(["netns", "exec", &host.namespace, "tcpdump", "--immediate-mode", "-U", "-ln", "-i", interface, filter])
+            .args(["netns", "exec", &host.namespace, "tcpdump", "--immediate-mode", "-U", "-ln"])
+            .args(words)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -367,4 +377,69 @@ fn stop(mut child: Child) -> String {
     }
     child.wait().unwrap();
     output.trim().to_owned()
+}
+
+/// Two hosts whose nodes know each other, with one pod each: 10.33.0.2 and 10.34.0.2.
+pub(super) struct Pair {
+    pub(super) one: (Host, Node, Host),
+    pub(super) two: (Host, Node, Host),
+}
+
+pub(super) fn pair() -> Pair {
+    let (one, two) = two_hosts();
+    let ready = |host: Host, own: u8, other: u8| {
+        let node = host.node();
+        let mut wanted = state(own);
+        wanted.peers = vec![path(other)];
+        apply(&node, wanted);
+        let inside = pod(&host, &node, &port("vethweone", &format!("10.{}.0.2", 32 + own)));
+        (host, node, inside)
+    };
+    Pair { one: ready(one, 1, 2), two: ready(two, 2, 1) }
+}
+
+/// A TCP server in a namespace that answers each connection with one line.
+pub(super) struct Server {
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    port: u16,
+}
+
+impl Server {
+    pub(super) fn start(host: &Host, port: u16, line: &str) -> Self {
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (stopped, line) = (Arc::clone(&stop), line.to_owned());
+        host.inside(move || {
+            let listener = std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+            std::thread::spawn(move || {
+                for connection in listener.incoming() {
+                    if stopped.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let Ok(mut connection) = connection else { continue };
+                    let peer = connection.peer_addr().unwrap().ip();
+                    let _client_gone = std::io::Write::write_all(&mut connection, format!("{line} {peer}").as_bytes());
+                }
+            });
+        });
+        Self { stop, port }
+    }
+
+    /// Ends the server; `host` is where it listens.
+    pub(super) fn stop(self, host: &Host) {
+        self.stop.store(true, Ordering::Relaxed);
+        let port = self.port;
+        let _refused = host.inside(move || std::net::TcpStream::connect(("127.0.0.1", port)).map(drop));
+    }
+}
+
+/// What the server at an address answers; none if it cannot be reached.
+pub(super) fn ask(host: &Host, address: &str) -> Option<String> {
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    host.inside(move || {
+        let mut connection = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+        connection.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    })
 }

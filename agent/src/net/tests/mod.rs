@@ -5,3 +5,5 @@ mod guard;
 mod lab;
 mod overlay;
 mod repair;
+mod services;
+mod upkeep;

@@ -1,24 +1,5 @@
 use super::lab::*;
-use crate::net::{Node, PeerPath};
-
-/// Two hosts whose nodes know each other, with one pod each: 10.33.0.2 and 10.34.0.2.
-struct Pair {
-    one: (Host, Node, Host),
-    two: (Host, Node, Host),
-}
-
-fn pair() -> Pair {
-    let (one, two) = two_hosts();
-    let ready = |host: Host, own: u8, other: u8| {
-        let node = host.node();
-        let mut wanted = state(own);
-        wanted.peers = vec![path(other)];
-        apply(&node, wanted);
-        let inside = pod(&host, &node, &port("vethweone", &format!("10.{}.0.2", 32 + own)));
-        (host, node, inside)
-    };
-    Pair { one: ready(one, 1, 2), two: ready(two, 2, 1) }
-}
+use crate::net::PeerPath;
 
 #[test]
 fn pods_and_nodes_of_two_hosts_reach_each_other() {

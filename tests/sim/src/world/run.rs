@@ -19,7 +19,8 @@ impl World {
     pub fn run_until(&mut self, end: Instant) {
         loop {
             let event = self.events.keys().next().map(|&(at, _)| at);
-            let deadline = self.places().filter_map(|at| self.router(at)?.poll_timeout()).map(|(at, _)| at).min();
+            let deadline =
+                self.places().filter_map(|at| self.router(at)?.poll_timeout()).map(|(at, _)| at).min();
             let Some(next) = [event, deadline].into_iter().flatten().min().filter(|&next| next <= end) else {
                 self.now = end;
                 return;
@@ -118,9 +119,12 @@ impl World {
         let Some(id) = self.end_of(link, to).filter(|_| alive) else { return };
         let now = self.now;
         let mut messages: Vec<Message> = Vec::new();
-        if let Some((_, framer)) = self.machines[to].agent.as_mut().and_then(|agent| agent.links.get_mut(&id)) {
+        if let Some((_, framer)) = self.machines[to].agent.as_mut().and_then(|agent| agent.links.get_mut(&id))
+        {
             framer.feed(bytes);
-            while let Some(message) = framer.poll().unwrap_or_else(|error| panic!("node{to} cannot read: {error}")) {
+            while let Some(message) =
+                framer.poll().unwrap_or_else(|error| panic!("node{to} cannot read: {error}"))
+            {
                 messages.push(message);
             }
         }
@@ -186,7 +190,9 @@ impl World {
 
     fn send(&mut self, at: Place, link: LinkId, message: &Message) {
         let Some(id) = self.link_behind(at, link) else { return };
-        let Some(to) = self.links[&id].ends.iter().map(|&(place, _)| place).find(|&place| place != at) else { return };
+        let Some(to) = self.links[&id].ends.iter().map(|&(place, _)| place).find(|&place| place != at) else {
+            return;
+        };
         let bytes = encode(message, SPOKEN.1).unwrap_or_else(|error| panic!("node{at} cannot say: {error}"));
         // A link is a stream: what is sent later arrives later.
         let delay = self.stream_delay(id, at);
