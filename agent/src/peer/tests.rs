@@ -437,48 +437,47 @@ impl Peer {
     }
 
     async fn link_up(&mut self) -> LinkUp {
-        match self.event().await {
-            PeerEvent::LinkUp(up) => *up,
-            other => panic!("expected a link, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::LinkUp(up) = event else { panic!("expected a link, got {event:?}") };
+        *up
     }
 
     async fn link_down(&mut self) -> Reason {
-        match self.event().await {
-            PeerEvent::LinkDown { reason, .. } => reason,
-            other => panic!("expected a link's end, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::LinkDown { reason, .. } = event else {
+            panic!("expected a link's end, got {event:?}")
+        };
+        reason
     }
 
     async fn link_down_of(&mut self, which: LinkId) -> Reason {
         loop {
-            match self.event().await {
-                PeerEvent::LinkDown { link, reason } if link == which => return reason,
-                PeerEvent::LinkDown { .. } => {}
-                other => panic!("expected a link's end, got {other:?}"),
+            let event = self.event().await;
+            let PeerEvent::LinkDown { link, reason } = event else {
+                panic!("expected a link's end, got {event:?}")
+            };
+            if link == which {
+                return reason;
             }
         }
     }
 
     async fn message(&mut self) -> Message {
-        match self.event().await {
-            PeerEvent::Message { message, .. } => message,
-            other => panic!("expected a message, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::Message { message, .. } = event else { panic!("expected a message, got {event:?}") };
+        message
     }
 
     async fn dial_failed(&mut self) -> Reason {
-        match self.event().await {
-            PeerEvent::DialFailed { reason, .. } => reason,
-            other => panic!("expected a failure, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::DialFailed { reason, .. } = event else { panic!("expected a failure, got {event:?}") };
+        reason
     }
 
     async fn refused(&mut self) -> Reason {
-        match self.event().await {
-            PeerEvent::Refused { reason, .. } => reason,
-            other => panic!("expected a refusal, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::Refused { reason, .. } = event else { panic!("expected a refusal, got {event:?}") };
+        reason
     }
 }
 
@@ -517,12 +516,9 @@ impl Rude {
     }
 
     async fn closed_with(&self) -> u32 {
-        match timeout(PATIENCE, self.connection.closed()).await.expect("closed in time") {
-            quinn::ConnectionError::ApplicationClosed(close) => {
-                u32::try_from(VarInt::into_inner(close.error_code)).unwrap()
-            }
-            other => panic!("closed by {other:?}"),
-        }
+        let error = timeout(PATIENCE, self.connection.closed()).await.expect("closed in time");
+        let quinn::ConnectionError::ApplicationClosed(close) = error else { panic!("closed by {error:?}") };
+        u32::try_from(VarInt::into_inner(close.error_code)).unwrap()
     }
 }
 

@@ -89,12 +89,14 @@ pub(super) fn reopen(path: &Path) -> Result<Database, StoreError> {
         Err(error) => return Err(StoreError::Unusable { path: place(), error }),
     }
     examine(path)?;
-    builder().open(path).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: place() },
-        DatabaseError::Storage(StorageError::Io(error)) if is_environment(&error) => {
-            StoreError::Unusable { path: place(), error }
+    builder().open(path).map_err(|error| {
+        if let DatabaseError::Storage(StorageError::Io(error)) = error {
+            return StoreError::Unusable { path: place(), error };
         }
-        other => StoreError::Damaged { path: place(), reason: other.to_string() },
+        if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
+            return StoreError::InUse { path: place() };
+        }
+        StoreError::Damaged { path: place(), reason: error.to_string() }
     })
 }
 
@@ -141,11 +143,6 @@ fn unused(path: &Path, suffix: &str) -> PathBuf {
 /// What cannot be read at this place.
 pub(super) fn damaged(place: &Place, reason: &dyn Display) -> StoreError {
     StoreError::Damaged { path: place.path(), reason: reason.to_string() }
-}
-
-/// Whether an error is about access to the file and not about what is in it.
-fn is_environment(error: &std::io::Error) -> bool {
-    !matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof)
 }
 
 fn make(path: &Path) -> Result<(), StoreError> {
