@@ -135,6 +135,12 @@ impl Node {
         self.inner.facts.borrow().clone()
     }
 
+    /// The facts as they change.
+    #[must_use]
+    pub fn watch_facts(&self) -> watch::Receiver<Option<Facts>> {
+        self.inner.facts.clone()
+    }
+
     /// How the kernel's state compares with what is wanted.
     #[must_use]
     pub fn health(&self) -> Health {
