@@ -19,7 +19,7 @@ use super::names::{BRIDGE, Mac};
 use super::netlink::Kernel;
 use super::node::{Facts, Health, NodeSettings};
 use super::observe::Observed;
-use super::plan::{Plan, plan};
+use super::plan::{Plan, concerning, plan};
 use super::pods::Pods;
 use super::probe::{self, Verdict};
 use super::sysctl::Sysctls;
@@ -48,6 +48,7 @@ const BATCH: usize = 128;
 pub(super) enum Command {
     Attach { pod: PodPort, reply: Asker },
     Detach { port: String, reply: Asker },
+    Check { pod: PodPort, reply: Asker },
     Counters { reply: oneshot::Sender<Result<Counters, NetError>> },
     Settle { reply: Asker },
 }
@@ -108,6 +109,7 @@ struct Owner {
     in_force: bool,
     repairs: u64,
     problems: Vec<String>,
+    next_poll: Instant,
     next_check: Instant,
     retry_pause: Duration,
     /// The chains of others when a probe was last sent, and what came of it.
@@ -136,6 +138,7 @@ impl Owner {
             in_force: false,
             repairs: 0,
             problems: Vec::new(),
+            next_poll: Instant::now(),
             next_check: Instant::now(),
             retry_pause: RETRY.0,
             foreign: (Vec::new(), None),
@@ -150,7 +153,11 @@ impl Owner {
                 Wake::Commands(commands) => self.serve(commands),
                 // More of the same burst is on its way; the next wake sees it whole.
                 Wake::Changed => self.next_check = self.next_check.min(Instant::now() + DEBOUNCE),
-                Wake::Poll => self.poll(),
+                Wake::Poll => {}
+            }
+            // Asked after every wake, so that many requests cannot keep the owner from looking.
+            if self.state.is_some() && Instant::now() >= self.next_look() {
+                self.poll();
             }
         }
     }
@@ -163,12 +170,12 @@ impl Owner {
                 commands = take(&mut self.ends.queue) => commands.map_or(Wake::End, Wake::Commands),
             };
         }
-        let poll = (Instant::now() + GENERATION_POLL).min(self.next_check);
+        let next_look = self.next_look();
         tokio::select! {
             biased;
             changed = self.ends.newest.changed() => changed.map_or(Wake::End, |()| Wake::State),
             commands = take(&mut self.ends.queue) => commands.map_or(Wake::End, Wake::Commands),
-            () = tokio::time::sleep_until(poll) => Wake::Poll,
+            () = tokio::time::sleep_until(next_look) => Wake::Poll,
             () = self.watch.changed(&self.interest) => Wake::Changed,
         }
     }
@@ -182,7 +189,12 @@ impl Owner {
         self.reconcile();
     }
 
+    fn next_look(&self) -> Instant {
+        self.next_poll.min(self.next_check)
+    }
+
     fn poll(&mut self) {
+        self.next_poll = Instant::now() + GENERATION_POLL;
         let due = Instant::now() >= self.next_check;
         if due || (self.kernel.generation().ok() != self.generation && self.firewall_differs()) {
             self.reconcile();
@@ -227,6 +239,9 @@ impl Owner {
             match command {
                 Command::Attach { pod, reply } => attaching.push((pod, reply)),
                 Command::Detach { port, reply } => detaching.push((port, reply)),
+                Command::Check { pod, reply } => {
+                    let _asker_gone = reply.send(self.check(&pod));
+                }
                 Command::Counters { reply } => {
                     let _asker_gone = reply.send(self.kernel.counters());
                 }
@@ -284,6 +299,22 @@ impl Owner {
         for (reply, result) in replies.into_iter().zip(results) {
             let _asker_gone = reply.send(result);
         }
+    }
+
+    fn check(&mut self, pod: &PodPort) -> Result<(), NetError> {
+        let mut state = NodeState::clone(self.state.as_deref().ok_or(NetError::NotReady)?);
+        state.pods = self.pods.current();
+        state.pods.retain(|other| other.host_interface != pod.host_interface);
+        state.pods.push(pod.clone());
+        let desired = desired::desired(&state)?;
+        let observed = self.kernel.observe(&desired)?;
+        let incomplete = |missing| NetError::PortIncomplete { port: pod.host_interface.clone(), missing };
+        if !observed.links.contains_key(&pod.host_interface) {
+            return Err(incomplete("make the interface, which does not exist".to_owned()));
+        }
+        let steps = plan(&desired, &observed).steps;
+        let missing: Vec<String> = concerning(&steps, pod).into_iter().map(ToString::to_string).collect();
+        if missing.is_empty() { Ok(()) } else { Err(incomplete(missing.join(", "))) }
     }
 
     fn refusal(&self, pod: &PodPort) -> Option<NetError> {
@@ -435,6 +466,7 @@ impl Owner {
             bridge_mac: Mac(wanted.mac.0),
             address: desired.firewall.facts.address,
             mtu: wanted.mtu,
+            universe: desired.universe,
         });
         self.ends.facts.send_if_modified(|published| {
             let modified = *published != facts;
