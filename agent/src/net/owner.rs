@@ -109,6 +109,8 @@ struct Owner {
     in_force: bool,
     repairs: u64,
     problems: Vec<String>,
+    /// Addresses of pods that were detached, whose connections are still to be forgotten.
+    left: BTreeSet<IpAddr>,
     next_poll: Instant,
     next_check: Instant,
     retry_pause: Duration,
@@ -138,6 +140,7 @@ impl Owner {
             in_force: false,
             repairs: 0,
             problems: Vec::new(),
+            left: BTreeSet::new(),
             next_poll: Instant::now(),
             next_check: Instant::now(),
             retry_pause: RETRY.0,
@@ -183,7 +186,10 @@ impl Owner {
     fn take_state(&mut self) {
         let newest = self.ends.newest.borrow_and_update().clone();
         let Some(state) = newest.filter(|newest| self.state.as_ref() != Some(newest)) else { return };
+        let before = self.pods.current();
         self.pods.list(&state.pods);
+        let after: BTreeSet<IpAddr> = self.pods.current().iter().map(|pod| pod.address).collect();
+        self.left.extend(before.iter().map(|pod| pod.address).filter(|address| !after.contains(address)));
         self.state = Some(state);
         self.in_force = false;
         self.reconcile();
@@ -194,11 +200,18 @@ impl Owner {
     }
 
     fn poll(&mut self) {
+        self.forget_connections();
         self.next_poll = Instant::now() + GENERATION_POLL;
         let due = Instant::now() >= self.next_check;
         if due || (self.kernel.generation().ok() != self.generation && self.firewall_differs()) {
             self.reconcile();
         }
+    }
+
+    /// Forgets the connections of pods that left, whose addresses may be given out again.
+    fn forget_connections(&mut self) {
+        let left = std::mem::take(&mut self.left);
+        self.kernel.forget_connections(&left);
     }
 
     /// Whether our tables are not as wanted. Transactions of others (kube-proxy's are many) end here.
@@ -279,6 +292,9 @@ impl Owner {
         if pods.is_empty() {
             return;
         }
+        if pods.iter().any(|pod| self.left.contains(&pod.address)) {
+            self.forget_connections();
+        }
         let mut results = self.put_in_force(&pods);
         for (pod, result) in pods.iter().zip(&mut results) {
             match result {
@@ -347,6 +363,8 @@ impl Owner {
 
     fn detach(&mut self, asked: Vec<(String, Asker)>) {
         let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port)).collect();
+        // Later, since whoever asked need not wait for it.
+        self.left.extend(gone.iter().map(|pod| pod.address));
         if !gone.is_empty() && self.state.is_some() && self.kernel.withdraw(&gone).is_err() {
             // Something of it was missing. The long way finds out what is left.
             self.in_force = false;

@@ -184,6 +184,25 @@ fn a_check_names_what_is_missing_of_a_port() {
 }
 
 #[test]
+fn the_connections_of_a_pod_that_left_are_forgotten() {
+    let Some(_lab) = lab() else { return };
+    let two = two();
+    two.host
+        .shell("nft add table ip track; nft add chain ip track f '{ type filter hook forward priority 0; }'");
+    two.host.run("nft add rule ip track f ct state new accept");
+    assert!(two.attacker.ping("10.33.0.3") && two.victim.ping("10.33.0.2") && two.attacker.ping("10.33.0.1"));
+    let entries = |address: &str| {
+        let table = two.host.run("cat /proc/thread-self/net/nf_conntrack");
+        table.lines().filter(|line| line.contains(&format!("={address} "))).count()
+    };
+    assert!(entries("10.33.0.3") > 0);
+    let others = entries("10.33.0.1");
+    block_on(two.node.detach("vethwetwo".to_owned())).unwrap();
+    eventually("they are forgotten", || entries("10.33.0.3") == 0);
+    assert_eq!(entries("10.33.0.1"), others);
+}
+
+#[test]
 fn an_attach_that_fails_leaves_nothing_and_says_why() {
     let Some(_lab) = lab() else { return };
     let host = Host::new("a");
