@@ -56,6 +56,7 @@ pub fn heal(world: &mut World) {
     world.weather = Weather::CALM;
     for index in 0..world.machines.len() {
         world.machines[index].side = 0;
+        world.keep_power(index);
         world.start(index);
     }
     world.pass(Duration::from_secs(60));

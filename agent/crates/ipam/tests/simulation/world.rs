@@ -180,6 +180,11 @@ impl World {
         self.machines[index].outputs_left = Some(outputs);
     }
 
+    /// Nothing is planned for the machine any more.
+    pub fn keep_power(&mut self, index: usize) {
+        self.machines[index].outputs_left = None;
+    }
+
     /// The machine is lost with its disk.
     pub fn wipe(&mut self, index: usize) {
         self.crash(index);
