@@ -144,13 +144,11 @@ proptest! {
     ) {
         // As many machines as founders, and never all of them wiped: so there is at most one universe.
         let mut world = founders(usize::from(expected), expected, seed);
-        let mut replacements = 1;
-        let life = life.into_iter().filter(|transition| match transition {
-            Transition::Replace(_) => {
-                replacements += 1;
-                replacements <= expected
-            }
-            _ => true,
+        let mut left = expected;
+        let life = life.into_iter().filter(|transition| {
+            let replaces = matches!(transition, Transition::Replace(_));
+            left = left.saturating_sub(u16::from(replaces));
+            !replaces || left > 0
         }).collect();
         live(&mut world, life, &mode(expected));
         heal(&mut world);
