@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use weave_ipam::{Answer, Mode};
 
 use crate::invariants::{agreed, always, everybody_is_served, heal, states};
-use crate::transition::{Transition, cases, daily_life, with_replacements};
-use crate::world::World;
+use crate::transition::{Transition, cases, daily_life, glimpses, with_replacements};
+use crate::world::{Weather, World};
 
 const RANGE: &str = "10.32.0.0/22";
 
@@ -134,6 +134,21 @@ proptest! {
         heal(&mut world);
         agreed(&world);
         everybody_is_served(&mut world);
+    }
+
+    #[test]
+    fn electorates_that_share_a_member_never_both_decide(
+        seed: u64,
+        // Any two electorates share a member: more than half of the machines are founders.
+        (count, expected) in prop_oneof![Just((3, 2)), Just((4, 3)), Just((5, 3)), Just((7, 4))],
+        life in prop::collection::vec(glimpses(), 10..60),
+    ) {
+        let mut world = founders(count, expected, seed);
+        world.weather = Weather::BLIZZARD;
+        (0..count).for_each(|index| world.start(index));
+        live(&mut world, life, &mode(expected));
+        heal(&mut world);
+        agreed(&world);
     }
 
     #[test]

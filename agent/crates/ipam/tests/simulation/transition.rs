@@ -114,6 +114,22 @@ pub(crate) fn daily_life() -> BoxedStrategy<Transition> {
     .boxed()
 }
 
+/// What makes candidates change their minds: short glimpses of different parts of the mesh, and long silences.
+pub(crate) fn glimpses() -> BoxedStrategy<Transition> {
+    prop_oneof![
+        6 => (1_u64..900).prop_map(Transition::Pass),
+        2 => (5500_u64..7000).prop_map(Transition::Pass),
+        6 => any::<u8>().prop_map(Transition::Split),
+        1 => Just(Transition::Join),
+        1 => any::<usize>().prop_map(Transition::Crash),
+        1 => (any::<usize>(), 0_usize..4).prop_map(|(index, outputs)| Transition::CrashAfter(index, outputs)),
+        4 => any::<usize>().prop_map(Transition::Start),
+        1 => Just(Transition::Weather(Weather::BLIZZARD)),
+        1 => Just(Transition::Weather(Weather::STORM)),
+    ]
+    .boxed()
+}
+
 /// Machines that are lost, too, before there is a universe.
 pub(crate) fn with_replacements() -> BoxedStrategy<Transition> {
     prop_oneof![12 => daily_life(), 1 => any::<usize>().prop_map(Transition::Replace)].boxed()

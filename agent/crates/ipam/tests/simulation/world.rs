@@ -32,6 +32,7 @@ pub(crate) struct Weather {
 
 impl Weather {
     pub(crate) const CALM: Self = Self { loss: 0, repetition: 0, delay: 20 };
+    pub(crate) const BLIZZARD: Self = Self { loss: 70, repetition: 10, delay: 900 };
     pub(crate) const STORM: Self = Self { loss: 25, repetition: 15, delay: 400 };
 }
 
