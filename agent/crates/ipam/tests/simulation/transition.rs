@@ -132,7 +132,7 @@ pub(crate) fn glimpses() -> BoxedStrategy<Transition> {
 
 /// Machines that are lost, too, before there is a universe.
 pub(crate) fn with_replacements() -> BoxedStrategy<Transition> {
-    prop_oneof![12 => daily_life(), 1 => any::<usize>().prop_map(Transition::Replace)].boxed()
+    prop_oneof![9 => glimpses(), 3 => daily_life(), 1 => any::<usize>().prop_map(Transition::Replace)].boxed()
 }
 
 /// Machines that come and go for good.

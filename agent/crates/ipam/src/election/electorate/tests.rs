@@ -88,6 +88,16 @@ fn a_dead_electorate_binds_nobody() {
 }
 
 #[test]
+fn a_complete_electorate_is_left_when_its_members_have_gone_on() {
+    let mut mesh = Mesh::standing(2, [1, 2, 3]);
+    mesh.lock(2, electorate(1, [2, 3]));
+    mesh.promise(2);
+    mesh.lock(3, electorate(2, [1, 3]));
+
+    assert_eq!(mesh.next_move(2), Move::StandAside { attempt: 2 });
+}
+
+#[test]
 fn an_electorate_is_dead_when_the_members_left_are_no_majority() {
     let mut mesh = Mesh::standing(5, [1, 2, 3, 4, 5]);
     let all = electorate(1, [1, 2, 3, 4, 5]);
@@ -154,6 +164,10 @@ impl Mesh {
         let candidacy = self.candidacy(peer);
         candidacy.attempt = lock.attempt;
         candidacy.lock = Some(lock);
+    }
+
+    fn promise(&mut self, peer: u8) {
+        self.candidacy(peer).vote.promised = Some(Ballot { round: 1, proposer: name(peer) });
     }
 
     fn accept(&mut self, peer: u8) {
