@@ -88,9 +88,10 @@ pub async fn performer(
 fn split(effects: impl Iterator<Item = Effect>) -> (Vec<StoreOp>, Vec<Effect>) {
     let (mut ops, mut rest) = (Vec::new(), Vec::new());
     for effect in effects {
-        match effect {
-            Effect::Persist(more) => ops.extend(more),
-            other => rest.push(other),
+        if let Effect::Persist(more) = effect {
+            ops.extend(more);
+        } else {
+            rest.push(effect);
         }
     }
     (ops, rest)

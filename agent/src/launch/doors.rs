@@ -64,9 +64,11 @@ impl cni::Addresses for AddressDoor {
             netns,
             pod,
         });
-        match self.ask(Request::Allocate { key, port }).await? {
-            Answer::Allocated { allocation, .. } => Ok(given(allocation)),
-            other => Err(unexpected(&other)),
+        let answer = self.ask(Request::Allocate { key, port }).await?;
+        if let Answer::Allocated { allocation, .. } = answer {
+            Ok(given(allocation))
+        } else {
+            Err(unexpected(&answer))
         }
     }
 
@@ -75,10 +77,8 @@ impl cni::Addresses for AddressDoor {
     }
 
     async fn lookup(&self, key: AttachmentKey) -> Result<Option<cni::Allocation>, AddressError> {
-        match self.ask(Request::Lookup { key }).await? {
-            Answer::Found(found) => Ok(found.map(given)),
-            other => Err(unexpected(&other)),
-        }
+        let answer = self.ask(Request::Lookup { key }).await?;
+        if let Answer::Found(found) = answer { Ok(found.map(given)) } else { Err(unexpected(&answer)) }
     }
 
     async fn list(&self) -> Result<Vec<cni::Allocation>, AddressError> {

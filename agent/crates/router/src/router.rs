@@ -184,12 +184,11 @@ impl Router {
 
     /// A peer said something.
     pub fn handle_message(&mut self, link: LinkId, message: Message, now: Instant) {
-        match message {
-            Message::Ipam(state) => self.on_ipam_state(link, *state, now),
-            other => {
-                let taken = self.topology.handle_message(link, other, now);
-                self.count_refused(taken.map_err(|error| error.to_string()));
-            }
+        if let Message::Ipam(state) = message {
+            self.on_ipam_state(link, *state, now);
+        } else {
+            let taken = self.topology.handle_message(link, message, now);
+            self.count_refused(taken.map_err(|error| error.to_string()));
         }
         self.settle(now);
     }
