@@ -32,8 +32,11 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::peer::ipam::{IpamPhase, MAX_RING_ENTRIES, MAX_VOTERS};
 use crate::peer::topology::{MAX_LINKS, MAX_RECORDS};
-use crate::peer::{Hello, Message, Refusal, SPOKEN, WireVersion};
+use crate::peer::{
+    Directed, Hello, IpamDirected, IpamState, Message, PeerRecord, Refusal, SPOKEN, WireVersion,
+};
 
 /// The bytes in front of a payload: length and kind.
 pub const HEADER_LEN: usize = 6;
@@ -50,7 +53,7 @@ const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
 /// The largest payload of all kinds. bincode counts what it reads against it as well.
-const MAX_PAYLOAD: usize = 4 * MIB;
+const MAX_PAYLOAD: usize = 4 * MIB + KIB;
 
 /// A buffer that has grown beyond this for one large frame is given back when it is empty, so that two hundred
 /// links that each carried the ring once do not keep two hundred copies of its size.
@@ -121,8 +124,10 @@ impl Kind {
     /// * `topology`: one record with all its 1,024 links takes up to 29 KiB; a sender splits what is larger.
     /// * `digest`: 26 bytes a peer, so room for far more peers than gossip of whole state can serve.
     /// * `want`: 6 bytes a peer, for as many peers as a digest can name.
-    /// * `ipam`: the whole ring. 16 bytes an entry; a thousand peers with a hundred entries each take 1.6 MiB.
-    /// * `directed`: a request or an answer between two allocators, which may carry a piece of the ring.
+    /// * `ipam`: the whole ring. An entry takes up to 40 bytes, so the most entries that there may be
+    ///   ([`MAX_RING_ENTRIES`]) take 640 KiB; an election among a hundred candidates, each with its electorates,
+    ///   takes about as much.
+    /// * `directed`: a grant of space carries the giver's whole state, so as much as `ipam` and a little more.
     #[must_use]
     pub const fn max_payload(self) -> usize {
         match self {
@@ -130,8 +135,8 @@ impl Kind {
             Self::Refusal => MAX_REFUSAL_TEXT + 16,
             Self::Topology | Self::Digest => MIB,
             Self::Want => 256 * KIB,
-            Self::Ipam => MAX_PAYLOAD,
-            Self::Directed => 256 * KIB,
+            Self::Ipam => 4 * MIB,
+            Self::Directed => MAX_PAYLOAD,
         }
     }
 
@@ -441,20 +446,40 @@ fn shortened(refusal: &Refusal) -> Refusal {
     Refusal { code: refusal.code, text: refusal.text[..end].to_owned() }
 }
 
+/// Holds the lists of a message against their stated maxima.
 fn check_counts(message: &Message) -> Result<(), DecodeError> {
-    let Message::Topology(records) = message else {
-        return Ok(());
-    };
-    let kind = Kind::Topology;
-    if records.len() > MAX_RECORDS {
-        return Err(DecodeError::TooMany { kind, what: "records", count: records.len(), max: MAX_RECORDS });
-    }
-    match records.iter().map(|record| record.links.len()).max() {
-        Some(count) if count > MAX_LINKS => {
-            Err(DecodeError::TooMany { kind, what: "links of one peer", count, max: MAX_LINKS })
+    match message {
+        Message::Topology(records) => check_records(records),
+        Message::Ipam(state) => check_state(Kind::Ipam, state),
+        Message::Directed(Directed { body: IpamDirected::SpaceGranted { state, .. }, .. }) => {
+            check_state(Kind::Directed, state)
         }
-        _ => Ok(()),
+        Message::Directed(_)
+        | Message::Hello(_)
+        | Message::Refusal(_)
+        | Message::Digest(_)
+        | Message::Want(_) => Ok(()),
     }
+}
+
+fn check_records(records: &[PeerRecord]) -> Result<(), DecodeError> {
+    at_most(Kind::Topology, "records", records.len(), MAX_RECORDS)?;
+    let links = records.iter().map(|record| record.links.len()).max().unwrap_or(0);
+    at_most(Kind::Topology, "links of one peer", links, MAX_LINKS)
+}
+
+fn check_state(kind: Kind, state: &IpamState) -> Result<(), DecodeError> {
+    match &state.phase {
+        IpamPhase::Electing(candidacies) => at_most(kind, "candidacies", candidacies.len(), MAX_VOTERS),
+        IpamPhase::Founded(founded) => {
+            at_most(kind, "ring entries", founded.ring.len(), MAX_RING_ENTRIES)?;
+            at_most(kind, "removals", founded.removals.len(), MAX_VOTERS)
+        }
+    }
+}
+
+const fn at_most(kind: Kind, what: &'static str, count: usize, max: usize) -> Result<(), DecodeError> {
+    if count > max { Err(DecodeError::TooMany { kind, what, count, max }) } else { Ok(()) }
 }
 
 impl Hello {

@@ -199,10 +199,12 @@ type Introduction = (CertificateDer<'static>, PeerKey, Hello, WireVersion);
 
 /// Whether the first message introduces the peer that the certificate belongs to.
 fn check(connection: &Connection, message: Message, own: &Hello) -> Result<Introduction, Ending> {
-    let theirs = match message {
-        Message::Hello(hello) => hello,
-        Message::Refusal(refusal) => return Err(Ending::Lost(refused(&refusal))),
-        other => return Err(garbage(&format!("{} before hello", codec::Kind::of(&other).name()))),
+    if let Message::Refusal(refusal) = &message {
+        return Err(Ending::Lost(refused(refusal)));
+    }
+    let kind = codec::Kind::of(&message);
+    let Message::Hello(theirs) = message else {
+        return Err(garbage(&format!("{} before hello", kind.name())));
     };
     let Some((certificate, key)) = certificate_of(connection) else {
         return Err(garbage("a certificate without an Ed25519 key"));

@@ -383,6 +383,54 @@ async fn a_peer_that_was_killed_and_is_back_is_noticed_before_silence_is() {
 }
 
 #[tokio::test]
+async fn a_peer_that_dials_itself_hears_both_ends() {
+    let mut a = Peer::start("secret").await;
+
+    a.net.dial(DialId(1), a.addr());
+    let (one, other) = (a.link_up().await, a.link_up().await);
+
+    assert_eq!((one.key, other.key), (a.identity.key(), a.identity.key()));
+    assert_ne!(one.direction, other.direction);
+}
+
+#[tokio::test]
+async fn a_hundred_connections_at_once_are_asked_for_their_address_and_let_in() {
+    let (mut a, mut b) = (Peer::start("secret").await, Peer::start("secret").await);
+
+    (0..100).for_each(|number| a.net.dial(DialId(number), b.addr()));
+    let up = async { (a.link_ups(100).await, b.link_ups(100).await) };
+    let (at_a, at_b) = timeout(PATIENCE * 2, up).await.unwrap();
+
+    assert_eq!((at_a, at_b), (100, 100));
+}
+
+#[tokio::test]
+async fn a_secret_file_that_changes_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    std::fs::write(&path, "old\n").unwrap();
+    let (mut a, mut b) = (Peer::start("old").await, Peer::start("new").await);
+    let _watch = a.net.watch_secrets(path.clone(), Secrets::from_file(&path).unwrap());
+
+    b.net.dial(DialId(1), a.addr());
+    assert!(b.dial_failed().await.text.contains("another cluster secret"));
+    a.refused().await;
+    // A file that is momentarily of no use changes nothing.
+    std::fs::write(&path, "").unwrap();
+    std::fs::write(&path, "new\nold\n").unwrap();
+
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        b.net.dial(DialId(2), a.addr());
+        match b.event().await {
+            PeerEvent::LinkUp(_) => break,
+            event => assert!(Instant::now() < deadline, "{event:?}"),
+        }
+        a.event().await;
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_is_a_clear_error() {
     let a = Peer::start("secret").await;
     let identity = Identity::generate(PeerUid(1)).unwrap();
@@ -437,48 +485,54 @@ impl Peer {
     }
 
     async fn link_up(&mut self) -> LinkUp {
-        match self.event().await {
-            PeerEvent::LinkUp(up) => *up,
-            other => panic!("expected a link, got {other:?}"),
+        let event = self.event().await;
+        let PeerEvent::LinkUp(up) = event else { panic!("expected a link, got {event:?}") };
+        *up
+    }
+
+    async fn link_ups(&mut self, count: usize) -> usize {
+        for _ in 0..count {
+            self.link_up().await;
         }
+        count
     }
 
     async fn link_down(&mut self) -> Reason {
-        match self.event().await {
-            PeerEvent::LinkDown { reason, .. } => reason,
-            other => panic!("expected a link's end, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::LinkDown { reason, .. } = event else {
+            panic!("expected a link's end, got {event:?}")
+        };
+        reason
     }
 
     async fn link_down_of(&mut self, which: LinkId) -> Reason {
         loop {
-            match self.event().await {
-                PeerEvent::LinkDown { link, reason } if link == which => return reason,
-                PeerEvent::LinkDown { .. } => {}
-                other => panic!("expected a link's end, got {other:?}"),
+            let event = self.event().await;
+            let PeerEvent::LinkDown { link, reason } = event else {
+                panic!("expected a link's end, got {event:?}")
+            };
+            if link == which {
+                return reason;
             }
         }
     }
 
     async fn message(&mut self) -> Message {
-        match self.event().await {
-            PeerEvent::Message { message, .. } => message,
-            other => panic!("expected a message, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::Message { message, .. } = event else { panic!("expected a message, got {event:?}") };
+        message
     }
 
     async fn dial_failed(&mut self) -> Reason {
-        match self.event().await {
-            PeerEvent::DialFailed { reason, .. } => reason,
-            other => panic!("expected a failure, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::DialFailed { reason, .. } = event else { panic!("expected a failure, got {event:?}") };
+        reason
     }
 
     async fn refused(&mut self) -> Reason {
-        match self.event().await {
-            PeerEvent::Refused { reason, .. } => reason,
-            other => panic!("expected a refusal, got {other:?}"),
-        }
+        let event = self.event().await;
+        let PeerEvent::Refused { reason, .. } = event else { panic!("expected a refusal, got {event:?}") };
+        reason
     }
 }
 
@@ -517,12 +571,9 @@ impl Rude {
     }
 
     async fn closed_with(&self) -> u32 {
-        match timeout(PATIENCE, self.connection.closed()).await.expect("closed in time") {
-            quinn::ConnectionError::ApplicationClosed(close) => {
-                u32::try_from(VarInt::into_inner(close.error_code)).unwrap()
-            }
-            other => panic!("closed by {other:?}"),
-        }
+        let error = timeout(PATIENCE, self.connection.closed()).await.expect("closed in time");
+        let quinn::ConnectionError::ApplicationClosed(close) = error else { panic!("closed by {error:?}") };
+        u32::try_from(VarInt::into_inner(close.error_code)).unwrap()
     }
 }
 

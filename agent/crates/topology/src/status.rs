@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use weave_proto::local::status::{ConnectionState, ConnectionStatus, PeerLinkStatus, PeerStatus};
-use weave_proto::peer::{LinkRecord, PeerRecord, WireVersion};
+use weave_proto::peer::{Hello, LinkRecord, PeerRecord, WireVersion};
 use weave_proto::{Nickname, PeerName};
 
 use crate::book::{Phase, Place, Urgency};
@@ -86,6 +86,12 @@ impl Topology {
     #[must_use]
     pub fn is_identity_held_twice(&self, now: Instant) -> bool {
         self.own.is_contested(now)
+    }
+
+    /// What this peer says on new connections, less the nonce.
+    #[must_use]
+    pub const fn hello(&self) -> &Hello {
+        &self.hello
     }
 
     /// The links, the attempts and the callers that were turned down.
