@@ -256,7 +256,7 @@ fn attached(intent: &Intent<'_>, port: &PodPort) -> Attached {
         pod: Link { name: add.key.interface.clone(), mac: port.mac, mtu: Some(*mtu) },
         addresses: vec![Address {
             address: port.address,
-            prefix: add.given.as_ref().map_or(weave_proto::addr::family_bits(port.address), prefix),
+            prefix: add.given.as_ref().map_or_else(|| weave_proto::addr::family_bits(port.address), prefix),
             gateway: Some(*gateway),
         }],
         routes: routes.clone(),

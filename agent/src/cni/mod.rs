@@ -285,7 +285,7 @@ enum KernelError<E> {
     Died(String),
 }
 
-impl<E: Into<Refusal>> From<KernelError<E>> for Refusal {
+impl<E: Into<Self>> From<KernelError<E>> for Refusal {
     fn from(error: KernelError<E>) -> Self {
         match error {
             KernelError::Work(error) => error.into(),

@@ -286,7 +286,9 @@ fn receive_some(
 async fn answer(stream: &mut UnixStream, answer: &Answer) -> Result<Answer, Answer> {
     let Ok(mut line) = serde_json::to_vec(answer) else { return Err(answer.clone()) };
     line.push(b'\n');
-    if Asker(Some(stream)).must_wait_still().is_err() {
+    // What was made is given to nobody but who waits for it; others may hear why not while they still talk.
+    let made = matches!(answer, Answer::Attached(_) | Answer::Allocated(_));
+    if made && Asker(Some(stream)).must_wait_still().is_err() {
         return Err(answer.clone());
     }
     match timeout(ANSWER_PATIENCE, stream.write_all(&line)).await {
