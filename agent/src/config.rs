@@ -10,7 +10,6 @@
 
 mod init;
 mod listen;
-mod target;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -25,7 +24,7 @@ use weave_proto::{Cidr, Nickname};
 
 pub use init::{IpallocInit, IpallocInitError};
 pub use listen::{ListenAddress, ListenAddressError};
-pub use target::{Host, Target, TargetError};
+pub use weave_topology::Target;
 
 /// Weave's control port.
 pub const DEFAULT_PORT: u16 = 6783;

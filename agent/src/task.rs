@@ -20,7 +20,7 @@ pub struct Task {
 
 /// Starts a task in a span of its name.
 pub fn spawn(name: &'static str, future: impl Future<Output = ()> + Send + 'static) -> Task {
-    let future = future.instrument(tracing::info_span!("task", name));
+    let future = future.instrument(tracing::debug_span!("task", name));
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place that may: the task gets a name and an owner"
@@ -66,7 +66,7 @@ impl<T: Send + 'static> Group<T> {
 
     /// Starts one more task.
     pub fn spawn(&mut self, future: impl Future<Output = T> + Send + 'static) {
-        self.tasks.spawn(future.instrument(tracing::info_span!("task", name = self.name)));
+        self.tasks.spawn(future.instrument(tracing::debug_span!("task", name = self.name)));
     }
 
     /// How many tasks have not been collected with [`next`](Self::next).

@@ -4,7 +4,6 @@ use std::fmt;
 
 use tokio::sync::{mpsc, oneshot};
 use weave_ipam::{Answer, Request, RequestError};
-use weave_proto::PeerName;
 use weave_proto::local::control::{Failure, FailureCode};
 use weave_topology::Target;
 

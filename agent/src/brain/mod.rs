@@ -26,14 +26,14 @@ pub mod snapshot;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use weave_ipam::{Answer, Request, RequestError, RequestId};
-use weave_router::{Notice, Output, Router};
+use weave_router::{Output, Router};
 use weave_topology::Target;
 
 use crate::peer::PeerEvent;
 
-pub use handle::BrainHandle;
+pub use handle::{AskError, BrainHandle};
 pub use performer::{Doers, Effect, performer};
 pub use snapshot::{Fixed, StatusReceiver};
 
@@ -148,11 +148,13 @@ impl Brain {
             Input::Peer(PeerEvent::DialFailed { dial, reason }) => {
                 self.router.handle_dial_failed(dial, reason, now);
             }
-            Input::Peer(PeerEvent::Refused { addr, reason }) => self.snapshots.note_refused(addr, &reason.text),
+            Input::Peer(PeerEvent::Refused { addr, reason }) => {
+                self.router.handle_caller_refused(addr, &reason.text, now)
+            }
             Input::Peer(PeerEvent::Message { link, message }) => {
                 self.router.handle_message(link, message, now);
             }
-            Input::Resolved(target, found) => self.router.handle_resolved(target, found, now),
+            Input::Resolved(target, found) => self.router.handle_resolved(&target, found, now),
             Input::Request(request, caller) => {
                 let id = self.next_request;
                 self.next_request += 1;

@@ -11,7 +11,7 @@ use weave_topology::{DialId, LinkId, Target};
 
 use super::{Caller, Input};
 use crate::peer::PeerNet;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::task;
 
 /// Something to do outside the brain.
@@ -46,18 +46,31 @@ pub struct Doers {
     pub hello: watch::Sender<Hello>,
     /// The node as the kernel should see it, newest wins.
     pub view: watch::Sender<Option<NodeView>>,
+    /// The port of targets that name none.
+    pub port: u16,
     /// Back to the brain, for names that were looked up.
     pub inputs: mpsc::Sender<Input>,
 }
 
-/// Performs effects until the brain is gone.
+/// Batches that are taken at once, and whose changes are committed together.
+const BATCHES: usize = 256;
+
+/// Performs effects until the brain is gone or it is time to say goodbye, and says it.
 ///
 /// # Errors
 /// The store cannot be written. Nothing behind the failed transaction has been performed, and nothing ever will be.
-pub async fn performer(mut effects: mpsc::Receiver<Vec<Effect>>, doers: Doers) -> Result<(), StoreError> {
+pub async fn performer(
+    mut effects: mpsc::Receiver<Vec<Effect>>,
+    doers: Doers,
+    mut goodbye: watch::Receiver<bool>,
+) -> Result<(), StoreError> {
     let mut lookups = task::Group::new("resolve");
     let mut batches = Vec::new();
-    while effects.recv_many(&mut batches, usize::MAX).await > 0 {
+    loop {
+        tokio::select! {
+            taken = effects.recv_many(&mut batches, BATCHES) => if taken == 0 { break },
+            _ = goodbye.changed() => break,
+        }
         let (ops, rest) = split(batches.drain(..).flatten());
         if !ops.is_empty() {
             let store = Arc::clone(&doers.store);
@@ -67,6 +80,7 @@ pub async fn performer(mut effects: mpsc::Receiver<Vec<Effect>>, doers: Doers) -
             doers.perform(effect, &mut lookups);
         }
     }
+    doers.peers.shutdown().await;
     Ok(())
 }
 
@@ -83,6 +97,7 @@ fn split(effects: impl Iterator<Item = Effect>) -> (Vec<StoreOp>, Vec<Effect>) {
 }
 
 async fn commit(store: Arc<Store>, ops: Vec<StoreOp>) -> Result<(), StoreError> {
+    let ops = ops.into_iter().map(stored).collect();
     let committed = tokio::task::spawn_blocking(move || store.commit(ops)).await;
     match committed {
         Ok(result) => result,
@@ -93,13 +108,14 @@ async fn commit(store: Arc<Store>, ops: Vec<StoreOp>) -> Result<(), StoreError> 
 impl Doers {
     fn perform(&self, effect: Effect, lookups: &mut task::Group<()>) {
         match effect {
-            Effect::Persist(_) => unreachable!("split() has taken every Persist out"),
+            // `split` has taken these out.
+            Effect::Persist(_) => {}
             Effect::Hello(hello) => {
                 self.hello.send_replace(hello);
             }
             Effect::Send(link, message) => self.peers.send(link, message),
             Effect::Dial(dial, addr) => self.peers.dial(dial, addr),
-            Effect::Resolve(target) => lookups.spawn(resolve(target, self.inputs.clone())),
+            Effect::Resolve(target) => lookups.spawn(resolve(target, self.port, self.inputs.clone())),
             Effect::Close(link, refusal) => self.peers.close(link, refusal),
             Effect::Publish(view) => {
                 self.view.send_replace(Some(view));
@@ -111,11 +127,22 @@ impl Doers {
     }
 }
 
-async fn resolve(target: Target, inputs: mpsc::Sender<Input>) {
-    let found = match target.port() {
-        _ => tokio::net::lookup_host((target.host().to_string(), 0)).await,
-    };
+/// Looks a name up, and tells the brain.
+async fn resolve(target: Target, port: u16, inputs: mpsc::Sender<Input>) {
+    let Some(name) = target.name().map(str::to_owned) else { return };
+    let port = target.port().unwrap_or(port);
+    let found = tokio::net::lookup_host((name, port)).await;
     let found = found.map(Iterator::collect).map_err(|error| error.to_string());
     // If the brain has ended, nobody wants to know.
     let _ = inputs.send(Input::Resolved(target, found)).await;
+}
+
+/// The operation in the store's words.
+fn stored(op: StoreOp) -> store::StoreOp {
+    match op {
+        StoreOp::Ipam(op) => store::StoreOp::Ipam(op),
+        StoreOp::Targets(targets) => store::StoreOp::Targets(targets),
+        StoreOp::Known(peers) => store::StoreOp::Peers(peers),
+        StoreOp::ForgetKnown(names) => store::StoreOp::ForgetPeers(names),
+    }
 }

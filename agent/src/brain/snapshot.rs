@@ -1,14 +1,10 @@
 //! The status document: put together from the rooms' own views, published at a bounded pace.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
-use weave_proto::Nickname;
-use weave_proto::local::status::{
-    ConnectionState, ConnectionStatus, EncryptionStatus, NodeStatus, RouterStatus, Status,
-};
+use weave_proto::local::status::{EncryptionStatus, NodeStatus, RouterStatus, Status};
 use weave_router::Router;
 
 use super::SNAPSHOT_PACE;
@@ -27,7 +23,7 @@ pub struct Fixed {
     pub conn_limit: Option<u32>,
     /// What is encrypted, and with what.
     pub encryption: EncryptionStatus,
-    /// The largest packet a pod may send through each method.
+    /// What an operator should know from the start.
     pub warnings: Vec<String>,
 }
 
@@ -54,22 +50,24 @@ impl Publisher {
         self.changed = true;
     }
 
-    /// When the next document is due.
+    /// When the next document is due, if something has changed since the last one.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.changed.then(|| self.last.map_or_else(Instant::now, |last| last + SNAPSHOT_PACE))
+        self.last.filter(|_| self.changed).map(|last| last + SNAPSHOT_PACE)
     }
 
     /// Publishes if something has changed and the last document is old enough.
     pub(super) fn publish_if_due(&mut self, router: &Router, now: Instant) {
-        if self.due().is_some_and(|at| at <= now) {
+        if self.last.is_none() || self.due().is_some_and(|at| at <= now) {
             self.changed = false;
             self.last = Some(now);
-            self.to.send_replace(Arc::new(self.document(router, now)));
+            let document = self.document(router, now);
+            self.to.send_replace(Arc::new(document));
         }
     }
 
     fn document(&mut self, router: &Router, now: Instant) -> Status {
-        let node = self.node.borrow_and_update().clone();
+        let mut node = self.node.borrow_and_update().clone();
+        node.pods = router.ipam().allocations().filter(|allocation| allocation.port.is_some()).count() as u64;
         let ipam = router.ipam_status(now);
         let connections = router.connections(node.mtu, now);
         let mut waiting_for = Vec::new();
@@ -81,16 +79,16 @@ impl Publisher {
         waiting_for.extend(node.problems.iter().cloned());
         Status {
             waiting_for,
-            warnings: self.warnings(&node),
+            warnings: self.fixed.warnings.clone(),
             router: RouterStatus {
                 port: self.fixed.port,
                 discovery: self.fixed.discovery,
                 conn_limit: self.fixed.conn_limit,
                 encryption: self.fixed.encryption,
                 targets: router.targets(),
-                peers: router.peers(now),
+                peers: router.peers(),
                 terminations: router.terminations(),
-                refused: router.refused(),
+                refused: router.refused().clone(),
                 connections,
             },
             ipam: Some(ipam),

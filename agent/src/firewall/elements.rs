@@ -27,7 +27,7 @@ pub(super) const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
 const DELTABLE: u16 = SUBSYSTEM | 2;
 pub(super) const NEWOBJ: u16 = SUBSYSTEM | 18;
-const NESTED: u16 = 0x8000;
+pub(super) const NESTED: u16 = 0x8000;
 const OBJECT_COUNTER: u32 = 1;
 /// Elements in one message: a nested list's length is a 16-bit number, and an element takes at most 100 bytes.
 const ELEMENTS_A_MESSAGE: usize = 256;
@@ -224,7 +224,9 @@ impl Element {
     #[must_use]
     pub fn encode(&self) -> RawElement {
         let key = match self {
-            Self::Pod { port, mac, address } => [name_field(port), mac_field(*mac), address.octets().to_vec()].concat(),
+            Self::Pod { port, mac, address } => {
+                [name_field(port), mac_field(*mac), address.octets().to_vec()].concat()
+            }
             Self::PortMac { port, mac } => [name_field(port), mac_field(*mac)].concat(),
             Self::Port { port } => name_field(port),
             Self::Peer4(address) => address.octets().to_vec(),
@@ -270,9 +272,10 @@ pub fn transaction<'a>(
     remove: impl IntoIterator<Item = &'a (Set, RawElement)>,
 ) -> Vec<Vec<u8>> {
     let mut body = Vec::new();
-    for (kind, flags, list) in
-        [(DELSETELEM, 0, remove.into_iter().collect::<Vec<_>>()), (NEWSETELEM, NLM_F_CREATE, add.into_iter().collect())]
-    {
+    for (kind, flags, list) in [
+        (DELSETELEM, 0, remove.into_iter().collect::<Vec<_>>()),
+        (NEWSETELEM, NLM_F_CREATE, add.into_iter().collect()),
+    ] {
         for of_set in list.chunk_by(|one, next| one.0 == next.0) {
             for chunk in of_set.chunks(ELEMENTS_A_MESSAGE) {
                 body.push(elements_message((kind, flags), chunk));

@@ -12,8 +12,8 @@ use crate::net::{NetError, Netlink};
 
 const NEWTABLE: u16 = 10 << 8;
 const GETTABLE: u16 = NEWTABLE | 1;
-const NEWCHAIN: u16 = NEWTABLE | 3;
-const GETCHAIN: u16 = NEWTABLE | 4;
+pub(super) const NEWCHAIN: u16 = NEWTABLE | 3;
+pub(super) const GETCHAIN: u16 = NEWTABLE | 4;
 const NEWRULE: u16 = NEWTABLE | 6;
 const GETRULE: u16 = NEWTABLE | 7;
 const NEWSET: u16 = NEWTABLE | 9;
@@ -22,7 +22,7 @@ const GETSETELEM: u16 = NEWTABLE | 13;
 const GETGEN: u16 = NEWTABLE | 16;
 const GETOBJ: u16 = NEWTABLE | 19;
 /// Bytes of `nfgenmsg` before a netfilter message's attributes.
-const GENERIC: usize = 4;
+pub(super) const GENERIC: usize = 4;
 
 /// Which attributes of an object describe it, as opposed to counting it, numbering it or pointing at it:
 /// of a table name and flags; of a chain table, name, hook, policy, type and flags; of a rule table, chain,
@@ -113,6 +113,27 @@ pub(crate) fn counters(netfilter: &mut Netlink) -> Result<Counters, NetError> {
     Ok(objects(netfilter)?.0)
 }
 
+/// The packets that a counter of any inet table has counted; 0 if there is none.
+pub(crate) fn count_of(netfilter: &mut Netlink, table: &str, counter: &str) -> Result<u64, NetError> {
+    let mut message = Message::new(GETOBJ, NLM_F_REQUEST, Family::Inet.number());
+    message.text(1, table);
+    message.text(2, counter);
+    // The type: a counter.
+    message.bytes(3, &1_u32.to_be_bytes());
+    let reply = match netfilter.get(&message.finish()) {
+        Ok(reply) => reply,
+        Err(error) if crate::net::errno(&error) == Some(Errno::NOENT) => return Ok(0),
+        Err(error) => return Err(NetError::Observe { what: "an nftables counter", error }),
+    };
+    let mut packets = 0;
+    crate::net::attributes(reply.payload.get(GENERIC..).unwrap_or_default(), |kind, value| {
+        if kind == 4 {
+            packets = count(value).packets;
+        }
+    });
+    Ok(packets)
+}
+
 fn elements(netfilter: &mut Netlink, set: Set) -> Result<BTreeSet<RawElement>, NetError> {
     let replies = list(netfilter, (GETSETELEM, NEWSETELEM, set.family()), |message| {
         message.text(2, set.name());
@@ -147,7 +168,8 @@ fn objects(netfilter: &mut Netlink) -> Result<(Counters, Vec<Seal>), NetError> {
     let (mut counters, mut seals) = (Counters::new(), Vec::new());
     for family in Family::ALL {
         for attributes in list(netfilter, (GETOBJ, NEWOBJ, family), |_| {})? {
-            let value_of = |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| &value[..]);
+            let value_of =
+                |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| &value[..]);
             if !value_of(1).is_some_and(is_table_name) {
                 continue;
             }

@@ -20,6 +20,7 @@
 //! knows that all is as it should be, without a copy of the kernel's description that could be stale, without
 //! comparing `nft`'s output (which differs between versions) with its input, and without touching anything.
 
+pub(crate) mod conntrack;
 pub mod elements;
 pub mod foreign;
 pub mod inspect;
@@ -191,7 +192,8 @@ fn elements_change(desired: &Desired, observed: &Observed, adding: bool) -> Opti
             add.extend(missing.into_iter().map(|element| (set, element)));
         } else {
             let missing: Vec<_> = wanted.difference(found).collect();
-            let surplus = found.difference(&wanted).filter(|old| !missing.iter().any(|new| old.overlaps(new)));
+            let surplus =
+                found.difference(&wanted).filter(|old| !missing.iter().any(|new| old.overlaps(new)));
             remove.extend(surplus.map(|element| (set, element.clone())));
         }
     }

@@ -232,7 +232,8 @@ impl Facts {
     fn source_addresses(&self, text: &mut Text) {
         let universe = self.universe;
         if let Some(address) = self.address {
-            let into_tunnel = format!("oifname {{ \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\" }} ip daddr {universe}");
+            let into_tunnel =
+                format!("oifname {{ \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\" }} ip daddr {universe}");
             let fixed = format!("snat ip to {address} fully-random");
             text.block("chain into_overlay", |text| {
                 text.line("type nat hook postrouting priority srcnat - 10; policy accept;");
@@ -310,7 +311,8 @@ fn declarations(text: &mut Text, sets: &BTreeMap<Set, BTreeSet<Element>>, family
     for set in Set::ALL.into_iter().filter(|set| set.family() == family) {
         text.block(&format!("set {}", set.name()), |text| {
             text.line(set.type_text());
-            let elements: Vec<String> = sets.get(&set).into_iter().flatten().map(ToString::to_string).collect();
+            let elements: Vec<String> =
+                sets.get(&set).into_iter().flatten().map(ToString::to_string).collect();
             if !elements.is_empty() {
                 text.line(&format!("elements = {{ {} }}", elements.join(", ")));
             }

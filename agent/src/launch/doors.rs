@@ -1,5 +1,7 @@
 //! What the CNI room and the operators' socket ask for, carried to the brain and to the kernel's room.
 
+use std::time::Duration;
+
 use weave_ipam::{Answer, Request, RequestError};
 use weave_proto::local::cni::{AttachmentKey, PodPort};
 use weave_proto::local::control::{Failure, FailureCode};
@@ -9,7 +11,10 @@ use weave_topology::Target;
 use crate::brain::{AskError, BrainHandle, StatusReceiver};
 use crate::cni::{self, AddressError, PortPlan};
 use crate::control::Control;
-use crate::net::{Node, names};
+use crate::net::{self, Node, names};
+
+/// How long an ADD waits for the bridge and its address: as long as the allocator waits for an address.
+const BRIDGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The brain as CNI sees it.
 #[derive(Debug, Clone)]
@@ -106,6 +111,14 @@ impl cni::Ports for PortDoor {
         })
     }
 
+    async fn settled_facts(&self) -> Result<cni::Facts, String> {
+        let mut facts = self.node.watch_facts();
+        let has_address = |facts: &Option<net::Facts>| facts.as_ref().is_some_and(|it| it.address.is_some());
+        // What is missing when the time is over, the facts themselves say.
+        let _ = tokio::time::timeout(BRIDGE_PATIENCE, facts.wait_for(has_address)).await;
+        cni::Ports::facts(self)
+    }
+
     async fn attach(&self, port: PodPort) -> Result<(), String> {
         self.node.attach(port).await.map_err(|error| error.to_string())
     }
@@ -145,7 +158,9 @@ impl Control for ControlDoor {
 fn code(error: &AskError) -> FailureCode {
     match error {
         AskError::Ending => FailureCode::Internal,
-        AskError::Refused(RequestError::NotReady { .. } | RequestError::NoSpace { .. }) => FailureCode::NotReady,
+        AskError::Refused(RequestError::NotReady { .. } | RequestError::NoSpace { .. }) => {
+            FailureCode::NotReady
+        }
         AskError::Refused(RequestError::TimedOut { .. }) => FailureCode::TimedOut,
         AskError::Refused(RequestError::OwnsNothing(_)) => FailureCode::NotFound,
         AskError::Refused(_) => FailureCode::Refused,

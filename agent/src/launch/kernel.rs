@@ -78,7 +78,7 @@ impl KernelTask {
             universe: view.universe,
             address: view.address,
             own: view.own,
-            mtu: self.mtu.unwrap_or_else(|| mtu::of_pods(&towards)),
+            mtu: self.mtu.unwrap_or_else(|| derived_mtu(&towards)),
             peers,
             pods: view.pods,
             options: self.options.clone(),
@@ -87,7 +87,6 @@ impl KernelTask {
 
     /// Puts the node's part of the status together, and has a new document built if it differs.
     async fn report(&self) {
-        let view = self.views.borrow().clone();
         let health = self.node.health();
         let facts = self.node.facts();
         let drops = self.node.counters().await.unwrap_or_default();
@@ -95,10 +94,11 @@ impl KernelTask {
             bridge: net::names::BRIDGE.to_owned(),
             address: facts.as_ref().and_then(|facts| facts.address),
             mtu: facts.map(|facts| facts.mtu),
-            pods: view.map_or(0, |view| view.pods.len() as u64),
+            // Counted by the brain, which gives out their addresses.
+            pods: 0,
             problems: health.problems,
             repairs: BTreeMap::from([("kernel state".to_owned(), health.repairs)]),
-            drops,
+            drops: drops.iter().map(|(drop, count)| (drop.name().to_owned(), count.packets)).collect(),
         };
         let changed = self.status.send_if_modified(|old| {
             let differs = *old != status;
@@ -110,4 +110,15 @@ impl KernelTask {
             let _ = self.brain.try_send(Input::Refresh);
         }
     }
+}
+
+/// What fits through the tunnel to all of these peers.
+fn derived_mtu(towards: &[IpAddr]) -> u32 {
+    mtu::underlay(towards).map_or_else(
+        |error| {
+            tracing::warn!(%error, "cannot find out the MTU of the underlay, so the overlay's is made for Ethernet");
+            mtu::ETHERNET_MTU - net::names::VXLAN_OVERHEAD
+        },
+        |underlay| underlay.overlay_mtu,
+    )
 }

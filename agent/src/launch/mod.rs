@@ -14,39 +14,31 @@
 mod doors;
 mod kernel;
 mod reset;
+mod wiring;
 
-use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rand::Rng;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use weave_proto::local::status::{ControlTrust, DataEncryption, EncryptionStatus, NodeStatus, Status};
-use weave_proto::peer::{Features, Hello};
-use weave_router::Router;
 
-use crate::brain::{self, Brain, BrainHandle, Doers, Input, snapshot};
 use crate::cli::{self, ResetPaths, Trace};
-use crate::config::{self, IpallocInit, Settings};
+use crate::config::Settings;
 use crate::control::ControlSocket;
 use crate::http::{MetricsServer, StatusServer};
 use crate::identity::Machine;
-use crate::net::{self, HostOptions, Node, NodeSettings, overlap};
-use crate::peer::{self, PeerEvent, PeerNet, Secrets};
-use crate::store::{Loaded, Store};
+use crate::net::{Node, NodeSettings, overlap};
+use crate::peer::Secrets;
+use crate::store::Store;
 use crate::task;
+use wiring::Wiring;
 
-/// Inputs that may wait for the brain. A burst of a few hundred requests fits; more wait at their own door.
-const INPUTS: usize = 1024;
+/// The room that says goodbye when the agent ends.
+const PERFORMER: &str = "the store";
 
-/// Batches of effects that may wait for the performer before the brain waits for it.
-const EFFECTS: usize = 256;
-
-/// Events of links that may wait to be passed on.
-const PEER_EVENTS: usize = 256;
+/// How long peers may take to hear a goodbye. The links themselves give up after a second.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the command line asks for, done on this machine.
 #[derive(Debug, Clone, Copy)]
@@ -77,4 +69,83 @@ async fn run(settings: Settings) -> Result<()> {
     let ended = agent.run().await;
     agent.end().await;
     ended
+}
+
+/// A running agent: the tasks, and what must be ended in order.
+struct Agent {
+    tasks: task::Group<Ended>,
+    stop: mpsc::Receiver<()>,
+    goodbye: watch::Sender<bool>,
+}
+
+/// Which room ended, and how.
+struct Ended {
+    room: &'static str,
+    result: Result<()>,
+}
+
+impl Agent {
+    /// Checks, opens and wires everything. On an error nothing was changed in the kernel.
+    async fn start(settings: Settings) -> Result<Self> {
+        let universe = settings.ipam.range;
+        if let Some(overlap) = overlap::find(universe)? {
+            bail!(overlap);
+        }
+        let secrets = secrets(settings.identity.secret_file.as_deref())?;
+        let machine = match &settings.identity.machine_id {
+            Some(id) => Machine::named(id),
+            None => Machine::this(),
+        };
+        let (store, loaded) = Store::open(&settings.paths.data_dir, &machine)?;
+        let control = ControlSocket::bind(&settings.paths.run_dir)?;
+        let status_server = StatusServer::bind(&settings.watch.http_addr)?;
+        let metrics_server = MetricsServer::bind(&settings.watch.metrics_addr)?;
+        let node = Node::start(NodeSettings::default())?;
+
+        let mut wiring = Wiring::new(&settings, loaded, &secrets)?;
+        let peers = wiring.bind_peers(&settings, secrets).await?;
+        wiring.spawn_brain(store, peers);
+        wiring.spawn_kernel(&settings, node.clone());
+        wiring.spawn_doors(&settings, node, control)?;
+        wiring.spawn_watching(status_server, metrics_server);
+        Ok(wiring.agent)
+    }
+
+    /// Waits until the agent is told to end, or a room cannot go on.
+    async fn run(&mut self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("Told to end by SIGTERM; pods keep their network"),
+            _ = interrupt.recv() => tracing::info!("Told to end by SIGINT; pods keep their network"),
+            _ = self.stop.recv() => tracing::info!("Told to end by the command line; pods keep their network"),
+            ended = self.tasks.next() => {
+                let Some(Ended { room, result }) = ended else { bail!("a room died; see the log above") };
+                return result.with_context(|| format!("{room} cannot go on"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Says goodbye to the peers, so that they need not notice from the silence.
+    async fn end(mut self) {
+        self.goodbye.send_replace(true);
+        let performer = async {
+            while let Some(ended) = self.tasks.next().await {
+                if ended.room == PERFORMER {
+                    return;
+                }
+            }
+        };
+        // Whoever has not answered by then notices from the silence after all.
+        let _ = tokio::time::timeout(GOODBYE_PATIENCE, performer).await;
+    }
+}
+
+/// The secrets in the file, or the one that everybody knows.
+fn secrets(file: Option<&Path>) -> Result<Secrets> {
+    match file {
+        Some(path) => Ok(Secrets::from_file(path)?),
+        None => Ok(Secrets::public()),
+    }
 }

@@ -22,10 +22,12 @@ pub(super) fn reset(paths: &ResetPaths) -> Vec<Trace> {
 }
 
 fn kernel() -> Vec<Trace> {
-    let failed = |error: net::NetError| Trace { what: "kernel state".to_owned(), outcome: Err(error.to_string()) };
+    let failed =
+        |error: net::NetError| Trace { what: "kernel state".to_owned(), outcome: Err(error.to_string()) };
     match net::reset::reset() {
         Ok(report) => {
-            let removed = report.removed.into_iter().map(|what| Trace { what, outcome: Ok(Removal::Removed) });
+            let removed =
+                report.removed.into_iter().map(|what| Trace { what, outcome: Ok(Removal::Removed) });
             removed.chain(report.errors.into_iter().map(failed)).collect()
         }
         Err(error) => vec![failed(error)],

@@ -97,8 +97,8 @@ pub enum Route {
     Direct {
         /// The link.
         link: String,
-        /// The source address of what the node itself sends.
-        source: IpAddr,
+        /// The source address of what the node itself sends, if it is to be a particular one.
+        source: Option<IpAddr>,
     },
     /// To a gateway on a link, which need not be in a range of the link.
     Via {
@@ -140,7 +140,18 @@ pub fn desired(state: &NodeState) -> Result<Desired, NetError> {
     let routes = routes(state);
     let firewall = firewall::desired(state);
     let universe = state.universe;
-    Ok(Desired { links, addresses, universe, routes, neighbours, tunnels, ports, sysctls, firewall, left_out })
+    Ok(Desired {
+        links,
+        addresses,
+        universe,
+        routes,
+        neighbours,
+        tunnels,
+        ports,
+        sysctls,
+        firewall,
+        left_out,
+    })
 }
 
 /// The state without what cannot be had, and why not.
@@ -184,13 +195,10 @@ fn routes(state: &NodeState) -> BTreeMap<RouteKey, Route> {
             }
         }
         for &range in &state.own {
-            routes.insert(key(range), Route::Direct { link: BRIDGE.to_owned(), source });
+            routes.insert(key(range), Route::Direct { link: BRIDGE.to_owned(), source: Some(source) });
         }
     }
-    routes.insert(
-        RouteKey { destination: state.universe, metric: UNREACHABLE_METRIC },
-        Route::Unreachable,
-    );
+    routes.insert(RouteKey { destination: state.universe, metric: UNREACHABLE_METRIC }, Route::Unreachable);
     routes
 }
 
@@ -232,7 +240,10 @@ fn unusable_path(state: &NodeState, path: &PeerPath) -> Option<String> {
 /// Why a pod cannot be attached.
 pub(super) fn unusable_pod(universe: Cidr, pod: &PodPort) -> Option<String> {
     if !universe.contains(pod.address) {
-        return Some(format!("the pod at {} has {}, which is not in {universe}", pod.host_interface, pod.address));
+        return Some(format!(
+            "the pod at {} has {}, which is not in {universe}",
+            pod.host_interface, pod.address
+        ));
     }
     check_port_name(&pod.host_interface).err().map(|error| error.to_string())
 }
@@ -246,8 +257,10 @@ fn within(universe: Cidr, range: Cidr) -> bool {
 /// # Errors
 /// It may not.
 pub(super) fn check_port_name(name: &str) -> Result<(), NetError> {
-    let printable = name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'"' | b'\\'));
-    if name.starts_with(PORT_PREFIX) && name.len() > PORT_PREFIX.len() && name.len() <= MAX_NAME && printable {
+    let printable =
+        name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'"' | b'\\'));
+    if name.starts_with(PORT_PREFIX) && name.len() > PORT_PREFIX.len() && name.len() <= MAX_NAME && printable
+    {
         Ok(())
     } else {
         Err(NetError::BadState(format!(

@@ -8,18 +8,16 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkMessage,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{
-    LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder,
+    LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
 };
 use weave_proto::Cidr;
 
@@ -78,7 +76,10 @@ pub(super) fn messages(step: &Step, indices: &Indices, ipv6: bool) -> Result<Vec
             vec![encode(RouteNetlinkMessage::DelNeighbour(neighbour(index(link)?, *address, None)), 0)]
         }
         Step::PutTunnel { link, mac, underlay } => {
-            vec![encode(RouteNetlinkMessage::NewNeighbour(tunnel(index(link)?, *mac, Some(*underlay))), REPLACE)]
+            vec![encode(
+                RouteNetlinkMessage::NewNeighbour(tunnel(index(link)?, *mac, Some(*underlay))),
+                REPLACE,
+            )]
         }
         Step::DeleteTunnel { link, mac } => {
             vec![encode(RouteNetlinkMessage::DelNeighbour(tunnel(index(link)?, *mac, None)), 0)]
@@ -92,6 +93,13 @@ pub(super) fn messages(step: &Step, indices: &Indices, ipv6: bool) -> Result<Vec
             vec![encode(RouteNetlinkMessage::DelNeighbour(port_mac(index(port)?, *mac)), 0)]
         }
     })
+}
+
+/// The request for a veth pair, both ends up, without IPv6.
+pub(super) fn create_veth(name: &str, peer: &str) -> [Vec<u8>; 2] {
+    let message = LinkVeth::new(name, peer).up().build();
+    let up = LinkUnspec::new_with_name(peer).up().build();
+    [encode(RouteNetlinkMessage::NewLink(message), CREATE), encode(RouteNetlinkMessage::NewLink(up), 0)]
 }
 
 /// The request for all links, without their statistics (most of the bytes).
@@ -131,7 +139,8 @@ pub(super) fn list_routes(ours_only: bool) -> Vec<u8> {
 pub(super) fn route_to(address: IpAddr) -> Vec<u8> {
     let mut message = RouteMessage::default();
     let host = Cidr::host(address);
-    message.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.address_family =
+        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.destination_prefix_length = host.prefix();
     message.attributes.push(RouteAttribute::Destination(address.into()));
     serialize(RouteNetlinkMessage::GetRoute(message), NLM_F_REQUEST)
@@ -246,9 +255,7 @@ fn enslave(port: u32, bridge: u32, ipv6: bool) -> Vec<u8> {
     let mut message = LinkUnspec::new_with_index(port).controller(bridge).up().build();
     if ipv6 {
         let silent = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        message
-            .attributes
-            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![silent])]));
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![silent])]));
     }
     encode(RouteNetlinkMessage::NewLink(message), 0)
 }
@@ -284,8 +291,9 @@ fn address_message(index: u32, address: IpAddr) -> AddressMessage {
 }
 
 fn route_builder(key: RouteKey) -> RouteMessageBuilder<IpAddr> {
-    let mut builder =
-        RouteMessageBuilder::<IpAddr>::new().protocol(RouteProtocol::Other(ROUTE_PROTOCOL)).priority(key.metric);
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+        .priority(key.metric);
     let message = builder.get_mut();
     let v4 = key.destination.first().is_ipv4();
     message.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -302,18 +310,19 @@ fn route_message(
     let builder = route_builder(key);
     let mut message = match route {
         Route::Unreachable | Route::Other(_) => builder.kind(RouteType::Unreachable).build(),
-        Route::Direct { link, .. } => {
-            builder.output_interface(index(link)?).scope(RouteScope::Link).build()
-        }
+        Route::Direct { link, .. } => builder.output_interface(index(link)?).scope(RouteScope::Link).build(),
         Route::Via { link, gateway, .. } => {
             let mut message = builder.output_interface(index(link)?).onlink().build();
             message.attributes.push(RouteAttribute::Gateway((*gateway).into()));
             message
         }
     };
-    if let Route::Direct { source, .. } | Route::Via { source, .. } = route {
-        message.attributes.push(RouteAttribute::PrefSource((*source).into()));
-    }
+    let source = match route {
+        Route::Direct { source, .. } => *source,
+        Route::Via { source, .. } => Some(*source),
+        Route::Unreachable | Route::Other(_) => None,
+    };
+    message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
     Ok(message)
 }
 

@@ -37,6 +37,7 @@ pub mod node;
 pub mod observe;
 pub mod overlap;
 pub mod plan;
+pub mod probe;
 pub mod reset;
 pub mod sysctl;
 

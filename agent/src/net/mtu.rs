@@ -65,8 +65,8 @@ fn over(device: Option<String>, device_mtu: u32, address: IpAddr) -> Underlay {
 fn output_link(route: &mut Netlink, address: IpAddr) -> Option<u32> {
     let reply = route.get(&messages::route_to(address)).ok()?;
     let RouteNetlinkMessage::NewRoute(message) = observe::decode(&reply)? else { return None };
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
+    message.attributes.iter().find_map(|attribute| {
+        let RouteAttribute::Oif(index) = attribute else { return None };
+        Some(*index)
     })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -16,7 +17,8 @@ use super::plan::{self, Step};
 use super::sysctl::Sysctls;
 use super::transport::errno;
 use super::{NetError, Netlink};
-use crate::firewall::{self, Change, Counters, RawElement, Set, elements, inspect};
+use crate::firewall::foreign::{self, ForwardChain};
+use crate::firewall::{self, Change, Counters, RawElement, Set, conntrack, elements, inspect};
 
 /// Elements in one transaction: it must fit the socket's send buffer (208 KiB by default, about 70 bytes each).
 const ELEMENTS_A_TRANSACTION: usize = 1024;
@@ -27,18 +29,20 @@ pub(super) struct Kernel {
     netfilter: Netlink,
     sysctls: Sysctls,
     indices: Indices,
+    /// What counters had counted when their tables were replaced.
+    carried: Counters,
 }
 
 impl Kernel {
     /// Opens the sockets.
     pub(super) fn open(sysctls: Sysctls) -> Result<Self, NetError> {
-        let open =
-            |protocol, what| Netlink::open(protocol).map_err(|error| NetError::Socket { what, error });
+        let open = |protocol, what| Netlink::open(protocol).map_err(|error| NetError::Socket { what, error });
         Ok(Self {
             route: open(NETLINK_ROUTE, "route netlink")?,
             netfilter: open(NETLINK_NETFILTER, "netfilter netlink")?,
             sysctls,
             indices: Indices::new(),
+            carried: Counters::new(),
         })
     }
 
@@ -60,9 +64,15 @@ impl Kernel {
         inspect::generation(&mut self.netfilter)
     }
 
-    /// What the counters of drops say.
+    /// What the counters of drops say, and said before the tables were replaced.
     pub(super) fn counters(&mut self) -> Result<Counters, NetError> {
-        inspect::counters(&mut self.netfilter)
+        let mut counters = inspect::counters(&mut self.netfilter)?;
+        for (&reason, carried) in &self.carried {
+            let count = counters.entry(reason).or_default();
+            count.packets += carried.packets;
+            count.bytes += carried.bytes;
+        }
+        Ok(counters)
     }
 
     /// The kernel's number for a link, as of the last look.
@@ -73,6 +83,45 @@ impl Kernel {
     /// The numbers of all links, as of the last look.
     pub(super) fn indices(&self) -> &Indices {
         &self.indices
+    }
+
+    /// The MAC address of a link, if it exists.
+    pub(super) fn mac(&mut self, link: &str) -> Option<Mac> {
+        let reply = self.route.get(&messages::link_named(link)).ok()?;
+        let Some(RouteNetlinkMessage::NewLink(message)) = observe::decode(&reply) else { return None };
+        observe::link(&message)?.1.mac
+    }
+
+    /// Makes a veth pair, both ends up.
+    pub(super) fn create_veth(&mut self, name: &'static str, peer: &'static str) -> Result<(), NetError> {
+        let failed = |error| NetError::Step { step: format!("create the links {name} and {peer}"), error };
+        let answers = self.route.requests(&messages::create_veth(name, peer)).map_err(failed)?;
+        answers.into_iter().collect::<io::Result<()>>().map_err(failed)?;
+        for link in [name, peer] {
+            let index = self.look_up(link).map_err(failed)?;
+            self.indices.insert(link.to_owned(), index);
+        }
+        Ok(())
+    }
+
+    /// Removes a link if it exists.
+    pub(super) fn delete_link(&mut self, name: &str) -> Result<(), NetError> {
+        let Ok(index) = self.look_up(name) else { return Ok(()) };
+        self.indices.insert(name.to_owned(), index);
+        let result =
+            self.send(&Step::DeleteLink { name: name.to_owned(), reason: "no longer needed".to_owned() });
+        self.indices.remove(name);
+        result
+    }
+
+    /// The packets that a counter of an inet table has counted.
+    pub(super) fn count(&mut self, table: &str, counter: &str) -> Result<u64, NetError> {
+        inspect::count_of(&mut self.netfilter, table, counter)
+    }
+
+    /// The chains of others through which forwarded packets go.
+    pub(super) fn forward_chains(&mut self) -> Result<Vec<ForwardChain>, NetError> {
+        foreign::forward_chains(&mut self.netfilter)
     }
 
     /// Executes steps in order, and returns those that failed. A failed step does not stop the others, except that
@@ -93,8 +142,11 @@ impl Kernel {
     }
 
     fn step(&mut self, step: &Step) -> Result<(), NetError> {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "all other steps are nothing but their messages")]
         match step {
-            Step::Sysctl { key, value } => self.sysctls.write(key, value).map_err(|error| failed(step, error)),
+            Step::Sysctl { key, value } => {
+                self.sysctls.write(key, value).map_err(|error| failed(step, error))
+            }
             Step::Firewall(change) => self.firewall(step, change),
             Step::CreateLink { name, .. } => {
                 self.send(step)?;
@@ -130,12 +182,14 @@ impl Kernel {
     fn firewall(&mut self, step: &Step, change: &Change) -> Result<(), NetError> {
         match change {
             Change::Replace { desired, .. } => {
+                let counted = self.counters()?;
                 firewall::program::apply(&desired.render())?;
                 let (kernel, complete) = inspect::describe(&mut self.netfilter)?;
                 if !complete {
                     let text = "the tables are not there after nft applied them".to_owned();
                     return Err(NetError::Firewall(text));
                 }
+                self.carried = counted;
                 let seal = firewall::Seal { text: desired.text, kernel };
                 let messages = elements::seal(&seal.to_string());
                 self.netfilter.transaction(&messages).map_err(|error| failed(step, error))
@@ -159,11 +213,8 @@ impl Kernel {
             let list: Vec<_> = list.iter().collect();
             for chunk in list.chunks(ELEMENTS_A_TRANSACTION) {
                 let chunk = chunk.iter().copied();
-                let messages = if adding {
-                    elements::transaction(chunk, [])
-                } else {
-                    elements::transaction([], chunk)
-                };
+                let messages =
+                    if adding { elements::transaction(chunk, []) } else { elements::transaction([], chunk) };
                 self.netfilter.transaction(&messages)?;
             }
         }
@@ -196,6 +247,22 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the connections of addresses.
+    pub(super) fn forget_connections(&mut self, addresses: &BTreeSet<IpAddr>) {
+        let v4 = |address: &IpAddr| if let IpAddr::V4(v4) = address { Some(*v4) } else { None };
+        let addresses: BTreeSet<_> = addresses.iter().filter_map(v4).collect();
+        if addresses.is_empty() {
+            return;
+        }
+        match conntrack::forget(&mut self.netfilter, &addresses) {
+            Ok(0) => {}
+            Ok(entries) => tracing::debug!(?addresses, entries, "forgot the connections of pods that left"),
+            Err(error) => {
+                tracing::warn!(?addresses, %error, "cannot forget the connections of pods that left")
+            }
+        }
     }
 
     /// Puts the ports of pods in force: bridge port, flags, forwarding entry, neighbour; as few system calls as
@@ -276,18 +343,15 @@ fn judged(step: &Step, result: io::Result<()>) -> Result<(), NetError> {
             | Step::DeleteTunnel { .. }
             | Step::DeletePortMac { .. }
     );
-    match errno(&error) {
-        Some(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL) if deleting => Ok(()),
-        Some(Errno::EXIST) => match step {
-            Step::AddRoute { key, .. } => Err(NetError::Foreign {
-                object: format!("a route to {key}"),
-                reason: "somebody else's route has the same destination and metric: remove it, or choose another \
-                         range for the overlay"
-                    .to_owned(),
-            }),
-            _ => Err(failed(step, error)),
-        },
-        _ => Err(failed(step, error)),
+    match (errno(&error), step) {
+        (Some(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL), _) if deleting => Ok(()),
+        (Some(Errno::EXIST), Step::AddRoute { key, .. }) => Err(NetError::Foreign {
+            object: format!("a route to {key}"),
+            reason: "somebody else's route has the same destination and metric: remove it, or choose another range \
+                     for the overlay"
+                .to_owned(),
+        }),
+        (_, _) => Err(failed(step, error)),
     }
 }
 

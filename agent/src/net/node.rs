@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use weave_proto::Cidr;
 use weave_proto::local::cni::PodPort;
 
 use super::names::Mac;
@@ -39,6 +40,8 @@ pub struct Facts {
     pub address: Option<std::net::IpAddr>,
     /// The pods' MTU.
     pub mtu: u32,
+    /// The range that the mesh shares out.
+    pub universe: Cidr,
 }
 
 /// How the kernel's state compares with what is wanted.
@@ -50,6 +53,8 @@ pub struct Health {
     pub problems: Vec<String>,
     /// How often something that was in force had to be put back.
     pub repairs: u64,
+    /// That a foreign firewall drops what is forwarded for pods, and the remedy.
+    pub foreign_firewall: Option<String>,
 }
 
 /// The node's kernel state, owned by a thread of its own, which ends when the last handle is dropped; the kernel's
@@ -111,6 +116,14 @@ impl Node {
         self.ask(|reply| Command::Detach { port: host_interface, reply }).await?
     }
 
+    /// Whether everything that attaching does for a pod is in force.
+    ///
+    /// # Errors
+    /// It is not, and the error says what is missing; or the kernel could not be asked.
+    pub async fn check(&self, pod: PodPort) -> Result<(), NetError> {
+        self.ask(|reply| Command::Check { pod, reply }).await?
+    }
+
     /// What the counters of drops say.
     ///
     /// # Errors
@@ -123,6 +136,12 @@ impl Node {
     #[must_use]
     pub fn facts(&self) -> Option<Facts> {
         self.inner.facts.borrow().clone()
+    }
+
+    /// The facts as they change.
+    #[must_use]
+    pub fn watch_facts(&self) -> watch::Receiver<Option<Facts>> {
+        self.inner.facts.clone()
     }
 
     /// How the kernel's state compares with what is wanted.

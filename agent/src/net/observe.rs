@@ -1,5 +1,7 @@
 //! What there is in the kernel of what could be ours.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "the kernel's lists of messages and attributes are open")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -159,7 +161,8 @@ pub(super) fn observe(
         }
     }
     for key in desired.sysctls.keys() {
-        let value = sysctls.read(key).map_err(|error| NetError::Observe { what: "kernel settings", error })?;
+        let value =
+            sysctls.read(key).map_err(|error| NetError::Observe { what: "kernel settings", error })?;
         observed.sysctls.extend(value.map(|value| (key.clone(), value)));
     }
     Ok(observed)
@@ -204,7 +207,8 @@ pub(super) fn decode(reply: &Reply) -> Option<RouteNetlinkMessage> {
     }
 }
 
-fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
+/// A link's name and what there is of it.
+pub(super) fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
     let mut name = None;
     let mut link = ObservedLink {
         index: message.header.index,
@@ -212,7 +216,6 @@ fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
         ..ObservedLink::default()
     };
     for attribute in &message.attributes {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Address(bytes) => link.mac = mac(bytes),
@@ -226,7 +229,6 @@ fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
 }
 
 fn link_info(link: &mut ObservedLink, info: &LinkInfo) {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
     match info {
         LinkInfo::Kind(kind) => link.kind = kind_name(kind),
         LinkInfo::Data(InfoData::Bridge(list)) => {
@@ -247,10 +249,11 @@ fn kind_name(kind: &InfoKind) -> String {
 }
 
 fn is_plain(list: &[InfoBridge]) -> bool {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
     list.iter().all(|info| match info {
         InfoBridge::StpState(state) => *state == BridgeStpState::Disabled,
-        InfoBridge::VlanFiltering(on) | InfoBridge::MulticastSnooping(on) | InfoBridge::MulticastQuerier(on) => !on,
+        InfoBridge::VlanFiltering(on)
+        | InfoBridge::MulticastSnooping(on)
+        | InfoBridge::MulticastQuerier(on) => !on,
         _ => true,
     })
 }
@@ -260,7 +263,6 @@ fn is_plain(list: &[InfoBridge]) -> bool {
 fn vxlan_shape(list: &[InfoVxlan]) -> Shape {
     let (mut difference, mut id) = (None, 0);
     for info in list {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
         let found = match info {
             InfoVxlan::Id(found) => {
                 id = *found;
@@ -273,8 +275,12 @@ fn vxlan_shape(list: &[InfoVxlan]) -> Shape {
             InfoVxlan::Proxy(true) => Some("it answers ARP itself".to_owned()),
             InfoVxlan::Group(_) | InfoVxlan::Group6(_) => Some("it has a default destination".to_owned()),
             InfoVxlan::Link(link) if *link != 0 => Some("it is tied to a link".to_owned()),
-            InfoVxlan::Local(address) if !address.is_unspecified() => Some("it has a local address".to_owned()),
-            InfoVxlan::Local6(address) if !address.is_unspecified() => Some("it has a local address".to_owned()),
+            InfoVxlan::Local(address) if !address.is_unspecified() => {
+                Some("it has a local address".to_owned())
+            }
+            InfoVxlan::Local6(address) if !address.is_unspecified() => {
+                Some("it has a local address".to_owned())
+            }
             _ => None,
         };
         difference = difference.or(found);
@@ -287,7 +293,6 @@ fn vxlan_shape(list: &[InfoVxlan]) -> Shape {
 
 fn port_fits(list: &[InfoBridgePort]) -> bool {
     let mut hairpin = false;
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
     let rest = list.iter().all(|info| match info {
         InfoBridgePort::HairpinMode(on) => {
             hairpin = *on;
@@ -307,7 +312,6 @@ fn address(link: &'static str, index: u32, message: &AddressMessage) -> Option<O
     let mut no_prefix_route = false;
     let mut local = None;
     for attribute in &message.attributes {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
         match attribute {
             AddressAttribute::Local(address) => local = Some(*address),
             AddressAttribute::Flags(flags) => no_prefix_route = flags.contains(AddressFlags::Noprefixroute),
@@ -335,7 +339,6 @@ fn neighbour(
 fn neighbour_facts(message: &NeighbourMessage) -> (Option<IpAddr>, Option<Mac>) {
     let (mut address, mut found) = (None, None);
     for attribute in &message.attributes {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
         match attribute {
             NeighbourAttribute::Destination(destination) => address = neighbour_address(destination),
             NeighbourAttribute::LinkLayerAddress(bytes) => found = mac(bytes),
@@ -386,10 +389,7 @@ fn port_macs(
         .into_iter()
         .filter_map(|reply| match reply {
             RouteNetlinkMessage::NewNeighbour(message) if message.header.state == NeighbourState::Noarp => {
-                let of_bridge = message
-                    .attributes
-                    .iter()
-                    .any(|attribute| *attribute == NeighbourAttribute::Controller(bridge));
+                let of_bridge = message.attributes.contains(&NeighbourAttribute::Controller(bridge));
                 let port = names.get(&message.header.ifindex).filter(|_| of_bridge)?;
                 Some((port.clone(), neighbour_facts(&message).1?))
             }
@@ -424,7 +424,6 @@ impl RouteFacts {
         let mut facts = Self { table: u32::from(message.header.table), ..Self::default() };
         let mut destination = None;
         for attribute in &message.attributes {
-            #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's list of attributes is open")]
             match attribute {
                 RouteAttribute::Destination(address) => destination = ip(address),
                 RouteAttribute::Gateway(address) => facts.gateway = ip(address),
@@ -449,11 +448,15 @@ impl RouteFacts {
         let onlink = message.header.flags.contains(RouteFlags::Onlink);
         let unicast = message.header.kind == RouteType::Unicast && plain;
         match (self.link, self.gateway, self.source) {
-            (None, None, None) if message.header.kind == RouteType::Unreachable && plain => Route::Unreachable,
-            (Some(link), None, Some(source)) if unicast && message.header.scope == RouteScope::Link => {
+            (None, None, None) if message.header.kind == RouteType::Unreachable && plain => {
+                Route::Unreachable
+            }
+            (Some(link), None, source) if unicast && message.header.scope == RouteScope::Link => {
                 Route::Direct { link, source }
             }
-            (Some(link), Some(gateway), Some(source)) if unicast && onlink => Route::Via { link, gateway, source },
+            (Some(link), Some(gateway), Some(source)) if unicast && onlink => {
+                Route::Via { link, gateway, source }
+            }
             _ => Route::Other(format!("{:?} {:?}", message.header, message.attributes)),
         }
     }

@@ -58,9 +58,9 @@ pub fn find(universe: Cidr) -> Result<Option<Overlap>, NetError> {
     let names: BTreeMap<u32, String> =
         observe::links(&mut route)?.into_iter().map(|(name, link)| (link.index, name)).collect();
     let routes = observe::dump(&mut route, "routes", &messages::list_routes(false))?;
-    Ok(routes.iter().find_map(|reply| match reply {
-        RouteNetlinkMessage::NewRoute(message) => overlap(universe, message, &names),
-        _ => None,
+    Ok(routes.iter().find_map(|reply| {
+        let RouteNetlinkMessage::NewRoute(message) = reply else { return None };
+        overlap(universe, message, &names)
     }))
 }
 
@@ -74,7 +74,7 @@ fn overlap(universe: Cidr, message: &RouteMessage, names: &BTreeMap<u32, String>
         RouteType::Unicast | RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit
     );
     let concerns = destination.prefix() > EVERYTHING && facts.table != LOCAL_TABLE && occupies;
-    (concerns && !ours && destination.overlaps(universe)).then(|| Overlap {
+    (concerns && !ours && destination.overlaps(universe)).then_some(Overlap {
         universe,
         destination,
         device: facts.link,

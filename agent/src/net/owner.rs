@@ -6,6 +6,7 @@
 //! minute to look at everything.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +19,13 @@ use super::names::{BRIDGE, Mac};
 use super::netlink::Kernel;
 use super::node::{Facts, Health, NodeSettings};
 use super::observe::Observed;
-use super::plan::{Plan, plan};
+use super::plan::{Plan, concerning, plan};
 use super::pods::Pods;
+use super::probe::{self, Verdict};
 use super::sysctl::Sysctls;
 use super::watch::{Interest, Watch};
-use super::{NetError, NodeState};
+use super::{ForwardAccept, NetError, NodeState};
+use crate::firewall::foreign::{self, ForwardChain};
 use crate::firewall::{self, Counters};
 
 /// How often the nftables generation is read: what is deleted is back within two of these.
@@ -45,6 +48,7 @@ const BATCH: usize = 128;
 pub(super) enum Command {
     Attach { pod: PodPort, reply: Asker },
     Detach { port: String, reply: Asker },
+    Check { pod: PodPort, reply: Asker },
     Counters { reply: oneshot::Sender<Result<Counters, NetError>> },
     Settle { reply: Asker },
 }
@@ -105,8 +109,13 @@ struct Owner {
     in_force: bool,
     repairs: u64,
     problems: Vec<String>,
+    /// Addresses of pods that were detached, whose connections are still to be forgotten.
+    left: BTreeSet<IpAddr>,
+    next_poll: Instant,
     next_check: Instant,
     retry_pause: Duration,
+    /// The chains of others when a probe was last sent, and what came of it.
+    foreign: (Vec<ForwardChain>, Option<String>),
 }
 
 /// What ended a wait.
@@ -131,8 +140,11 @@ impl Owner {
             in_force: false,
             repairs: 0,
             problems: Vec::new(),
+            left: BTreeSet::new(),
+            next_poll: Instant::now(),
             next_check: Instant::now(),
             retry_pause: RETRY.0,
+            foreign: (Vec::new(), None),
         })
     }
 
@@ -144,7 +156,11 @@ impl Owner {
                 Wake::Commands(commands) => self.serve(commands),
                 // More of the same burst is on its way; the next wake sees it whole.
                 Wake::Changed => self.next_check = self.next_check.min(Instant::now() + DEBOUNCE),
-                Wake::Poll => self.poll(),
+                Wake::Poll => {}
+            }
+            // Asked after every wake, so that many requests cannot keep the owner from looking.
+            if self.state.is_some() && Instant::now() >= self.next_look() {
+                self.poll();
             }
         }
     }
@@ -157,12 +173,12 @@ impl Owner {
                 commands = take(&mut self.ends.queue) => commands.map_or(Wake::End, Wake::Commands),
             };
         }
-        let poll = (Instant::now() + GENERATION_POLL).min(self.next_check);
+        let next_look = self.next_look();
         tokio::select! {
             biased;
             changed = self.ends.newest.changed() => changed.map_or(Wake::End, |()| Wake::State),
             commands = take(&mut self.ends.queue) => commands.map_or(Wake::End, Wake::Commands),
-            () = tokio::time::sleep_until(poll) => Wake::Poll,
+            () = tokio::time::sleep_until(next_look) => Wake::Poll,
             () = self.watch.changed(&self.interest) => Wake::Changed,
         }
     }
@@ -170,24 +186,40 @@ impl Owner {
     fn take_state(&mut self) {
         let newest = self.ends.newest.borrow_and_update().clone();
         let Some(state) = newest.filter(|newest| self.state.as_ref() != Some(newest)) else { return };
+        let before = self.pods.current();
         self.pods.list(&state.pods);
+        let after: BTreeSet<IpAddr> = self.pods.current().iter().map(|pod| pod.address).collect();
+        self.left.extend(before.iter().map(|pod| pod.address).filter(|address| !after.contains(address)));
         self.state = Some(state);
         self.in_force = false;
         self.reconcile();
     }
 
+    fn next_look(&self) -> Instant {
+        self.next_poll.min(self.next_check)
+    }
+
     fn poll(&mut self) {
-        if Instant::now() >= self.next_check {
-            self.reconcile();
-        } else if self.kernel.generation().ok() != self.generation && self.firewall_differs() {
+        self.forget_connections();
+        self.next_poll = Instant::now() + GENERATION_POLL;
+        let due = Instant::now() >= self.next_check;
+        if due || (self.kernel.generation().ok() != self.generation && self.firewall_differs()) {
             self.reconcile();
         }
+    }
+
+    /// Forgets the connections of pods that left, whose addresses may be given out again.
+    fn forget_connections(&mut self) {
+        let left = std::mem::take(&mut self.left);
+        self.kernel.forget_connections(&left);
     }
 
     /// Whether our tables are not as wanted. Transactions of others (kube-proxy's are many) end here.
     fn firewall_differs(&mut self) -> bool {
         let generation = self.kernel.generation().ok();
-        let (Some(desired), Ok(observed)) = (self.desired(), self.kernel.observe_firewall()) else { return true };
+        let (Some(desired), Ok(observed)) = (self.desired(), self.kernel.observe_firewall()) else {
+            return true;
+        };
         let same = firewall::admissions(&desired.firewall, &observed).next().is_none()
             && firewall::expulsions(&desired.firewall, &observed).next().is_none();
         if same {
@@ -220,6 +252,9 @@ impl Owner {
             match command {
                 Command::Attach { pod, reply } => attaching.push((pod, reply)),
                 Command::Detach { port, reply } => detaching.push((port, reply)),
+                Command::Check { pod, reply } => {
+                    let _asker_gone = reply.send(self.check(&pod));
+                }
                 Command::Counters { reply } => {
                     let _asker_gone = reply.send(self.kernel.counters());
                 }
@@ -257,6 +292,9 @@ impl Owner {
         if pods.is_empty() {
             return;
         }
+        if pods.iter().any(|pod| self.left.contains(&pod.address)) {
+            self.forget_connections();
+        }
         let mut results = self.put_in_force(&pods);
         for (pod, result) in pods.iter().zip(&mut results) {
             match result {
@@ -277,6 +315,22 @@ impl Owner {
         for (reply, result) in replies.into_iter().zip(results) {
             let _asker_gone = reply.send(result);
         }
+    }
+
+    fn check(&mut self, pod: &PodPort) -> Result<(), NetError> {
+        let mut state = NodeState::clone(self.state.as_deref().ok_or(NetError::NotReady)?);
+        state.pods = self.pods.current();
+        state.pods.retain(|other| other.host_interface != pod.host_interface);
+        state.pods.push(pod.clone());
+        let desired = desired::desired(&state)?;
+        let observed = self.kernel.observe(&desired)?;
+        let incomplete = |missing| NetError::PortIncomplete { port: pod.host_interface.clone(), missing };
+        if !observed.links.contains_key(&pod.host_interface) {
+            return Err(incomplete("make the interface, which does not exist".to_owned()));
+        }
+        let steps = plan(&desired, &observed).steps;
+        let missing: Vec<String> = concerning(&steps, pod).into_iter().map(ToString::to_string).collect();
+        if missing.is_empty() { Ok(()) } else { Err(incomplete(missing.join(", "))) }
     }
 
     fn refusal(&self, pod: &PodPort) -> Option<NetError> {
@@ -309,6 +363,8 @@ impl Owner {
 
     fn detach(&mut self, asked: Vec<(String, Asker)>) {
         let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port)).collect();
+        // Later, since whoever asked need not wait for it.
+        self.left.extend(gone.iter().map(|pod| pod.address));
         if !gone.is_empty() && self.state.is_some() && self.kernel.withdraw(&gone).is_err() {
             // Something of it was missing. The long way finds out what is left.
             self.in_force = false;
@@ -330,7 +386,48 @@ impl Owner {
             Ok(desired) => self.apply(&desired),
             Err(error) => vec![error.to_string()],
         };
+        if problems.is_empty() {
+            self.mind_foreign_firewalls(&state);
+        }
         self.conclude(problems);
+    }
+
+    /// Finds out whether others drop what is forwarded, when their chains are not as they were.
+    fn mind_foreign_firewalls(&mut self, state: &NodeState) {
+        let Ok(chains) = self.kernel.forward_chains() else { return };
+        if chains == self.foreign.0 || state.address.is_none() {
+            return;
+        }
+        let used = state.pods.iter().map(|pod| pod.address).chain(state.address).collect();
+        let mut dropped = !chains.is_empty() && self.probe(state, &used);
+        if dropped && state.options.forward_accept == ForwardAccept::Auto {
+            match foreign::accept(state.universe, &chains) {
+                Ok(rules) => {
+                    for rule in &rules {
+                        tracing::info!(%rule, "a foreign firewall dropped what is forwarded for pods");
+                    }
+                    dropped = rules.is_empty() || self.probe(state, &used);
+                }
+                Err(error) => tracing::warn!(%error, "cannot accept forwarded packets in a foreign firewall"),
+            }
+        }
+        let complaint = dropped.then(|| foreign::complaint(state.universe, &chains));
+        if let Some(complaint) = complaint.as_ref().filter(|_| complaint != self.foreign.1) {
+            tracing::warn!(%complaint, "pods cannot be reached");
+        }
+        // With our rules the chains are others than before, which is no reason to ask again.
+        let chains = self.kernel.forward_chains().unwrap_or(chains);
+        self.foreign = (chains, complaint);
+    }
+
+    fn probe(&mut self, state: &NodeState, used: &BTreeSet<IpAddr>) -> bool {
+        match probe::probe(&mut self.kernel, &state.own, used) {
+            Ok(verdict) => verdict == Verdict::Dropped,
+            Err(error) => {
+                tracing::debug!(%error, "cannot probe whether packets are forwarded");
+                false
+            }
+        }
     }
 
     fn apply(&mut self, desired: &Desired) -> Vec<String> {
@@ -348,7 +445,8 @@ impl Owner {
             if steps.is_empty() || look == LOOKS {
                 self.publish_facts(desired, &observed);
                 let left: Vec<_> = steps.iter().map(|step| format!("still to do: {step}")).collect();
-                let conflicts = conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });
+                let conflicts =
+                    conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });
                 let problems = errors.into_iter().chain(conflicts).map(|error| error.to_string());
                 return problems.chain(left).chain(desired.left_out.iter().cloned()).collect();
             }
@@ -386,6 +484,7 @@ impl Owner {
             bridge_mac: Mac(wanted.mac.0),
             address: desired.firewall.facts.address,
             mtu: wanted.mtu,
+            universe: desired.universe,
         });
         self.ends.facts.send_if_modified(|published| {
             let modified = *published != facts;
@@ -402,7 +501,8 @@ impl Owner {
         self.retry_pause = if self.in_force { RETRY.0 } else { (self.retry_pause * 2).min(RETRY.1) };
         self.next_check = Instant::now() + if self.in_force { FULL_CHECK } else { self.retry_pause };
         self.problems.clone_from(&problems);
-        let health = Health { in_force: self.in_force, problems, repairs: self.repairs };
+        let foreign_firewall = self.foreign.1.clone();
+        let health = Health { in_force: self.in_force, problems, repairs: self.repairs, foreign_firewall };
         self.ends.health.send_if_modified(|published| {
             let modified = *published != health;
             *published = health;

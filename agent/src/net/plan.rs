@@ -14,6 +14,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use weave_proto::local::cni::PodPort;
+
 use super::desired::{Desired, Link, LinkKind, Route, RouteKey};
 use super::names::{BRIDGE, Mac, PORT_PREFIX, VXLAN, VXLAN6};
 use super::observe::{Observed, ObservedLink, Shape};
@@ -117,10 +119,30 @@ pub fn attach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 4] {
 /// gone, and with it the bridge's entry.
 #[must_use]
 pub fn detach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 2] {
-    [
-        Step::DeleteNeighbour { link: BRIDGE, address },
-        Step::DeletePortMac { port: port.to_owned(), mac },
-    ]
+    [Step::DeleteNeighbour { link: BRIDGE, address }, Step::DeletePortMac { port: port.to_owned(), mac }]
+}
+
+/// Of the steps of a plan, those without which the pod's port is not in force.
+#[must_use]
+pub fn concerning<'a>(steps: &'a [Step], pod: &PodPort) -> Vec<&'a Step> {
+    let elements: Vec<_> =
+        firewall::pod_elements(pod).map(|element| (element.set(), element.encode())).collect();
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what is not about a pod's port or its guard is not about it"
+    )]
+    let concerns = |step: &&Step| match step {
+        Step::EnslavePort { port } | Step::SetPortFlags { port } | Step::PutPortMac { port, .. } => {
+            *port == pod.host_interface
+        }
+        Step::PutNeighbour { link: BRIDGE, address, .. } => *address == pod.address,
+        Step::CreateLink { name: BRIDGE, .. } | Step::Firewall(firewall::Change::Replace { .. }) => true,
+        Step::Firewall(firewall::Change::Elements { add, .. }) => {
+            elements.iter().any(|element| add.contains(element))
+        }
+        _ => false,
+    };
+    steps.iter().filter(concerns).collect()
 }
 
 struct Planner<'a> {
@@ -171,7 +193,7 @@ impl Planner<'_> {
 
     /// Whether the kernel's link of this name is, and stays, what we want there.
     fn stands(&self, name: &str) -> bool {
-        !self.replaced.iter().any(|&replaced| replaced == name)
+        !self.replaced.contains(&name)
     }
 
     /// Whether a link of this name will be ours once the steps so far are done.
@@ -195,9 +217,11 @@ impl Planner<'_> {
     fn addresses(&mut self) {
         for &(link, address) in &self.desired.addresses {
             let there = self.stands(link)
-                && self.observed.addresses.iter().any(|found| {
-                    found.link == link && found.address == address && found.fits()
-                });
+                && self
+                    .observed
+                    .addresses
+                    .iter()
+                    .any(|found| found.link == link && found.address == address && found.fits());
             if !there && self.usable(link) {
                 // The same address with another prefix length is another address to the kernel, and stays the first.
                 self.push(Step::AddAddress { link, address });
@@ -207,7 +231,8 @@ impl Planner<'_> {
 
     fn neighbours(&mut self) {
         for (&(link, address), &mac) in &self.desired.neighbours {
-            let there = self.stands(link) && self.observed.neighbours.get(&(link, address)) == Some(&Some(mac));
+            let there =
+                self.stands(link) && self.observed.neighbours.get(&(link, address)) == Some(&Some(mac));
             if !there && self.usable(link) {
                 self.push(Step::PutNeighbour { link, address, mac });
             }
@@ -297,7 +322,8 @@ impl Planner<'_> {
             }
         }
         for name in [VXLAN, VXLAN6] {
-            let ours = self.observed.links.get(name).is_some_and(|link| matches!(link.shape, Shape::Vxlan { .. }));
+            let ours =
+                self.observed.links.get(name).is_some_and(|link| matches!(link.shape, Shape::Vxlan { .. }));
             if ours && !self.desired.links.contains_key(name) {
                 self.push(Step::DeleteLink { name: name.to_owned(), reason: "no peer needs it".to_owned() });
             }
@@ -369,7 +395,8 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("unreachable"),
-            Self::Direct { link, source } => write!(f, "dev {link} src {source}"),
+            Self::Direct { link, source: None } => write!(f, "dev {link}"),
+            Self::Direct { link, source: Some(source) } => write!(f, "dev {link} src {source}"),
             Self::Via { link, gateway, source } => write!(f, "via {gateway} dev {link} src {source}"),
             Self::Other(text) => f.write_str(text),
         }
@@ -398,11 +425,17 @@ impl fmt::Display for Step {
                 write!(f, "remove address {address}/{prefix} from {link}")
             }
             Self::AddRoute { key, route } => write!(f, "add route {key} {route}"),
-            Self::ReplaceRoute { key, route, before } => write!(f, "change route {key} from {before} to {route}"),
+            Self::ReplaceRoute { key, route, before } => {
+                write!(f, "change route {key} from {before} to {route}")
+            }
             Self::DeleteRoute { key, route } => write!(f, "remove route {key} {route}"),
-            Self::PutNeighbour { link, address, mac } => write!(f, "set neighbour {address} to {mac} on {link}"),
+            Self::PutNeighbour { link, address, mac } => {
+                write!(f, "set neighbour {address} to {mac} on {link}")
+            }
             Self::DeleteNeighbour { link, address } => write!(f, "remove neighbour {address} from {link}"),
-            Self::PutTunnel { link, mac, underlay } => write!(f, "send frames for {mac} to {underlay} on {link}"),
+            Self::PutTunnel { link, mac, underlay } => {
+                write!(f, "send frames for {mac} to {underlay} on {link}")
+            }
             Self::DeleteTunnel { link, mac } => write!(f, "forget where {mac} is on {link}"),
             Self::EnslavePort { port } => write!(f, "make {port} a port of {BRIDGE}"),
             Self::SetPortFlags { port } => write!(f, "set the port flags of {port}"),

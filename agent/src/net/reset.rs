@@ -40,11 +40,10 @@ pub fn reset() -> Result<Report, NetError> {
         name.starts_with(PORT_PREFIX) && bridge.is_some() && master == bridge
     };
     let ports = links.keys().filter(|name| port(name)).cloned();
-    let devices = [TUN, VXLAN, VXLAN6, BRIDGE].map(str::to_owned).into_iter().filter(|name| links.contains_key(name));
-    let links_first: Vec<Step> = ports
-        .chain(devices)
-        .map(|name| Step::DeleteLink { name, reason: "reset".to_owned() })
-        .collect();
+    let devices =
+        [TUN, VXLAN, VXLAN6, BRIDGE].map(str::to_owned).into_iter().filter(|name| links.contains_key(name));
+    let links_first: Vec<Step> =
+        ports.chain(devices).map(|name| Step::DeleteLink { name, reason: "reset".to_owned() }).collect();
     let indices: Indices = links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
 
     let mut report = Report::default();
@@ -79,7 +78,8 @@ fn our_routes(route: &mut Netlink, report: &mut Report) -> (Vec<Step>, Vec<Step>
         let RouteNetlinkMessage::NewRoute(message) = reply else { return None };
         let ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
             && message.header.table == RouteHeader::RT_TABLE_MAIN;
-        let (key, route) = observe::our_route(&message, &std::collections::BTreeMap::new()).filter(|_| ours)?;
+        let (key, route) =
+            observe::our_route(&message, &std::collections::BTreeMap::new()).filter(|_| ours)?;
         Some(Step::DeleteRoute { key, route })
     });
     steps.partition(|step| matches!(step, Step::DeleteRoute { route: Route::Unreachable, .. }))

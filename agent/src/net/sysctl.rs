@@ -38,7 +38,8 @@ pub fn wanted<'a>(links: impl Iterator<Item = &'a str>) -> BTreeMap<String, Stri
     for link in links {
         for (family, list) in [("ipv4", &IPV4_LINK[..]), ("ipv6", &IPV6_LINK[..])] {
             settings.extend(
-                list.iter().map(|(name, value)| (format!("net/{family}/conf/{link}/{name}"), (*value).to_owned())),
+                list.iter()
+                    .map(|(name, value)| (format!("net/{family}/conf/{link}/{name}"), (*value).to_owned())),
             );
         }
     }
@@ -76,12 +77,13 @@ impl Sysctls {
     /// It cannot be written; on a read-only `/proc/sys` with the remedy.
     pub fn write(&self, key: &str, value: &str) -> io::Result<()> {
         let path = self.root.join(key);
-        std::fs::write(&path, value).map_err(|error| match error.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => io::Error::new(
-                error.kind(),
-                format!("{error}: set it on the host, or give the agent a writable {}/net", self.root.display()),
-            ),
-            _ => error,
+        std::fs::write(&path, value).map_err(|error| {
+            if error.kind() != io::ErrorKind::ReadOnlyFilesystem {
+                return error;
+            }
+            let remedy =
+                format!("set it on the host, or give the agent a writable {}/net", self.root.display());
+            io::Error::new(error.kind(), format!("{error}: {remedy}"))
         })
     }
 

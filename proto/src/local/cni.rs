@@ -60,6 +60,13 @@ impl AttachmentKey {
         self.container.starts_with("weave:")
     }
 
+    /// The two names in one word without blanks, of at most 150 bytes: what is longer becomes a digest.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let plain = self.to_string();
+        if plain.len() <= 150 { plain } else { format!("digest:{:016x}", self.digest(u64::MAX)) }
+    }
+
     /// The name of the host's end of this attachment's link: stable, 15 bytes (the kernel's limit). Seven digits
     /// can collide, so there is a row of names: `attempt` counts through it.
     #[must_use]
@@ -504,8 +511,7 @@ impl Tombstone {
     /// for a file name is replaced by a digest; the key inside the file is what counts.
     #[must_use]
     pub fn file_name(key: &AttachmentKey) -> String {
-        let plain = format!("{}:{}", key.container, key.interface);
-        if plain.len() <= 200 { plain } else { format!("digest:{:016x}", key.digest(u64::MAX)) }
+        key.label().replace('/', ":")
     }
 }
 

@@ -264,7 +264,8 @@ pub fn run_in_lab(test: impl FnOnce(&Lab) -> Result<()>) {
 }
 
 /// The error and its causes, one a line, without the backtrace, which shows only the laboratory's own bowels.
-fn told(error: &anyhow::Error) -> String {
+#[must_use]
+pub fn told(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
 }
 

@@ -31,6 +31,7 @@ impl Disk {
             match op {
                 StoreOp::Ipam(op) => self.commit_ipam(op),
                 StoreOp::Targets(targets) => self.targets = Some(targets),
+                StoreOp::ForgetKnown(names) => self.known.retain(|name, _| !names.contains(name)),
                 StoreOp::Known(peers) => self.known.extend(peers.into_iter().map(|peer| (peer.name, peer))),
             }
         }

@@ -80,7 +80,10 @@ fn a_peer_without_targets_founds_alone_and_others_join_it() {
     invariants::rings_agree(&world);
     let shares: Vec<u128> = (0..8).map(|place| owns(&world, place)).collect();
     let (least, most) = (shares.iter().min().expect("eight"), shares.iter().max().expect("eight"));
-    assert!(*least > 0 && *most <= 2 * least, "after idle joins nobody owns more than twice another: {shares:?}");
+    assert!(
+        *least > 0 && *most <= 2 * least,
+        "after idle joins nobody owns more than twice another: {shares:?}"
+    );
 }
 
 #[test]

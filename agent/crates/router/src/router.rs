@@ -38,6 +38,8 @@ pub enum StoreOp {
     Targets(Vec<Target>),
     /// Peers' last known addresses, each in the place of an older one of its name.
     Known(Vec<KnownPeer>),
+    /// These peers were removed for good: what was known of them is of no use any more.
+    ForgetKnown(Vec<PeerName>),
 }
 
 /// What is to be done, in this order.
@@ -339,7 +341,11 @@ impl Router {
             self.removed.insert(peer);
             self.topology.remove_peer(peer, "this peer was removed from the mesh for good", now);
         }
-        !gone.is_empty()
+        if gone.is_empty() {
+            return false;
+        }
+        self.persist(StoreOp::ForgetKnown(gone));
+        true
     }
 
     fn on_topology(&mut self, output: weave_topology::Output, now: Instant) {

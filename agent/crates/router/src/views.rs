@@ -46,7 +46,12 @@ impl Router {
             table: ForwardingTable::of(&self.choices),
             pods: self.ipam.allocations().filter_map(|allocation| allocation.port.clone()).collect(),
         };
-        if self.view.as_ref() != Some(&view) {
+        // A pod that comes or goes is attached or detached by the one who makes or removes its link; the list of pods is
+        // for the kernel's first look and for those that follow for other reasons.
+        let same = |old: &NodeView| {
+            NodeView { pods: Vec::new(), ..old.clone() } == NodeView { pods: Vec::new(), ..view.clone() }
+        };
+        if !self.view.as_ref().is_some_and(same) {
             self.outputs.push_back(Output::Publish(view.clone()));
             self.view = Some(view);
         }

@@ -98,6 +98,11 @@ impl Place {
         }
     }
 
+    /// Whether the peer there had links enough.
+    pub(crate) fn found_full(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| trouble.refused == Some(RefusalCode::Limit))
+    }
+
     fn rest(&mut self, pause: Duration, now: Instant) {
         self.phase = Phase::Resting { until: now + pause, must: now + pause };
     }

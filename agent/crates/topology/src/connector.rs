@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use weave_proto::PeerName;
+use weave_proto::peer::RefusalCode;
 
+use crate::backoff::Backoff;
 use crate::book::{Book, Interest, MAX_DIALING, Phase, Urgency};
 use crate::links::{Link, Links};
 use crate::lookup::Lookups;
@@ -31,6 +33,9 @@ use crate::{Config, DialId, Notice, Output, Reason, Target, limit};
 pub(crate) const YIELD: Duration = Duration::from_secs(2);
 /// The time between the first attempts at several addresses of one peer. Mostly the first one answers.
 const STAGGER: Duration = Duration::from_secs(1);
+/// How much longer than after an ordinary failure a peer waits to fill up its links after it met a full one: from 5 s to
+/// 5 minutes. Where most peers are full, the rest would otherwise ask around for ever.
+const FILL_FACTOR: u32 = 10;
 
 /// What the connector looks at.
 #[derive(Clone, Copy)]
@@ -51,6 +56,11 @@ pub(crate) struct Connector {
     salt: u64,
     /// When the next address is due that nothing but time keeps from being dialled.
     due: Option<Instant>,
+    /// How long to wait with dials that are not needed, after a peer has had links enough.
+    fill: Backoff,
+    fill_after: Instant,
+    /// Whether something has changed since the interests were drawn up.
+    outdated: bool,
 }
 
 impl Connector {
@@ -67,7 +77,15 @@ impl Connector {
             limit: config.conn_limit,
             salt,
             due: None,
+            fill: Backoff::default(),
+            fill_after: now,
+            outdated: true,
         }
+    }
+
+    /// Something has changed that decides whom to dial.
+    pub(crate) const fn outdate(&mut self) {
+        self.outdated = true;
     }
 
     pub(crate) const fn lookups(&self) -> &Lookups {
@@ -84,6 +102,7 @@ impl Connector {
 
     /// People want these, and with `replace` no others.
     pub(crate) fn connect(&mut self, targets: Vec<Target>, replace: bool, now: Instant) {
+        self.outdate();
         let wanted: BTreeSet<Target> = targets.into_iter().collect();
         if replace {
             self.lookups.retain(|target| wanted.contains(target));
@@ -98,6 +117,7 @@ impl Connector {
 
     /// People no longer want these. Links that are up stay up.
     pub(crate) fn forget(&mut self, targets: &[Target]) {
+        self.outdate();
         self.lookups.retain(|target| !targets.contains(target));
     }
 
@@ -108,18 +128,27 @@ impl Connector {
         rng: &mut impl Rng,
         now: Instant,
     ) -> Option<Output> {
+        self.outdate();
         self.lookups.on_resolved(target, found, rng, now)
     }
 
-    /// A link that came from this attempt, or from nowhere, is good.
+    /// A link has come from this attempt, or from nowhere, and we have nothing against it.
     pub(crate) fn on_link(&mut self, dial: Option<DialId>, link: &Link, now: Instant) {
+        self.outdate();
         let dialled = dial.and_then(|dial| self.book.take_dial(dial)).unwrap_or(link.addr);
         self.book.on_link(dialled, link.peer(), now);
         self.book.on_link(link.addr, link.peer(), now);
     }
 
+    /// The other end wants the link too.
+    pub(crate) const fn on_link_confirmed(&mut self) {
+        self.fill.reset();
+        self.outdate();
+    }
+
     /// The last link with a peer is gone.
     pub(crate) fn on_link_lost(&mut self, link: &Link, reason: &Reason, rng: &mut impl Rng, now: Instant) {
+        self.outdate();
         self.book.on_link_lost(link, reason, rng, now);
     }
 
@@ -143,6 +172,10 @@ impl Connector {
         rng: &mut impl Rng,
         now: Instant,
     ) -> Option<Output> {
+        self.outdate();
+        if reason.refused == Some(RefusalCode::Limit) {
+            self.fill_after = now + self.fill.next(rng) * FILL_FACTOR;
+        }
         let text = reason.text.clone();
         let is_news = self.book.on_failure(addr, reason, rng, now);
         let place = self.book.place(addr).filter(|place| is_news && place.interest.target)?;
@@ -159,9 +192,14 @@ impl Connector {
         for dial in self.book.overdue(now) {
             outputs.extend(self.on_dial_failed(dial, Reason::from("no answer to the attempt"), rng, now));
         }
-        let interests = self.interests(sight, now);
-        self.book.set_interests(&interests, now);
-        outputs.extend(self.dial_due(sight, now));
+        let outdated = std::mem::take(&mut self.outdated);
+        if outdated {
+            let interests = self.interests(sight);
+            self.book.set_interests(&interests, now);
+        }
+        if outdated || self.due.is_some_and(|due| due <= now) {
+            outputs.extend(self.dial_due(sight, now));
+        }
         outputs
     }
 
@@ -176,7 +214,11 @@ impl Connector {
             .places()
             .filter_map(|(addr, place)| {
                 let luck = place.peer.map_or(0, |peer| limit::luck(self.salt, peer));
-                Some((place.interest.urgency, luck, addr, place.due()?))
+                let due = match place.interest.urgency {
+                    Urgency::Must => place.due()?,
+                    Urgency::May | Urgency::No => place.due()?.max(self.fill_after),
+                };
+                Some((place.interest.urgency, luck, addr, due))
             })
             .collect();
         waiting.sort_unstable();
@@ -199,54 +241,45 @@ impl Connector {
     }
 
     /// The addresses that matter and why.
-    fn interests(&self, sight: Sight<'_>, now: Instant) -> BTreeMap<SocketAddr, Interest> {
-        let mut interests = BTreeMap::new();
-        for link in sight.links.in_use() {
-            interests.insert(link.addr, Interest::idle(link.peer()));
-        }
-        for addr in self.lookups.addresses() {
-            let peer = self.book.place(addr).and_then(|place| place.peer);
-            let urgency = self.urgency(addr, peer, sight);
-            interests.insert(addr, Interest { urgency, target: true, peer, delay: Duration::ZERO });
-        }
-        if self.discovery {
-            for (peer, addr, delay) in self.discovered(sight, now) {
-                let found = self.book.place(addr).and_then(|place| place.peer);
-                let urgency = self.urgency(addr, found.or(Some(peer)), sight);
-                let peer = Some(peer);
-                interests.entry(addr).or_insert(Interest { urgency, target: false, peer, delay });
+    fn interests(&self, sight: Sight<'_>) -> BTreeMap<SocketAddr, Interest> {
+        let linked = sight.links.addresses();
+        let urgency = |addr: SocketAddr, peer: Option<PeerName>| {
+            let found = self.book.place(addr).and_then(|place| place.peer).or(peer);
+            match found {
+                _ if linked.contains_key(&addr) => Urgency::No,
+                Some(peer) if sight.links.has(peer) => Urgency::No,
+                Some(peer) if !limit::is_needed(self.me, peer, sight.survey) => Urgency::May,
+                Some(_) | None => Urgency::Must,
             }
+        };
+        let idle = |(&addr, &peer): (&SocketAddr, &PeerName)| {
+            let (urgency, delay) = (Urgency::No, Duration::ZERO);
+            (addr, Interest { urgency, target: false, peer: Some(peer), delay })
+        };
+        let mut interests: BTreeMap<SocketAddr, Interest> = linked.iter().map(idle).collect();
+        for addr in self.lookups.addresses() {
+            let (urgency, delay) = (urgency(addr, None), Duration::ZERO);
+            interests.insert(addr, Interest { urgency, target: true, peer: None, delay });
+        }
+        for (peer, addr, delay) in self.discovered(sight) {
+            let (urgency, peer) = (urgency(addr, Some(peer)), Some(peer));
+            interests.entry(addr).or_insert(Interest { urgency, target: false, peer, delay });
         }
         interests
     }
 
     /// The peers that there is no link with and where they might be.
-    fn discovered(
-        &self,
-        sight: Sight<'_>,
-        now: Instant,
-    ) -> impl Iterator<Item = (PeerName, SocketAddr, Duration)> {
+    fn discovered(&self, sight: Sight<'_>) -> impl Iterator<Item = (PeerName, SocketAddr, Duration)> {
+        let (me, discovery) = (self.me, self.discovery);
         let reported = sight.survey.addresses.iter().flat_map(|(&peer, addresses)| {
             let turns = (0_u32..).map(|turn| STAGGER * turn);
             addresses.iter().zip(turns).map(move |(&addr, turn)| (peer, addr, turn))
         });
-        let me = self.me;
         let yielding = move |peer: PeerName| if me < peer { Duration::ZERO } else { YIELD };
         reported
-            .chain(sight.peers.lost(now).map(|(peer, addr)| (peer, addr, Duration::ZERO)))
-            .filter(move |&(peer, ..)| peer != me && sight.links.to(peer).is_none())
+            .chain(sight.peers.lost().map(|(peer, addr)| (peer, addr, Duration::ZERO)))
+            .filter(move |&(peer, ..)| discovery && peer != me && !sight.links.has(peer))
             .map(move |(peer, addr, turn)| (peer, addr, yielding(peer) + turn))
-    }
-
-    fn urgency(&self, addr: SocketAddr, peer: Option<PeerName>, sight: Sight<'_>) -> Urgency {
-        let is_linked = |peer| sight.links.to(peer).is_some();
-        if peer.is_some_and(is_linked) || sight.links.in_use().any(|link| link.addr == addr) {
-            return Urgency::No;
-        }
-        match peer {
-            Some(peer) if !limit::is_needed(self.me, peer, sight.survey) => Urgency::May,
-            Some(_) | None => Urgency::Must,
-        }
     }
 
     /// The links to let go because there are too many.
@@ -264,12 +297,6 @@ impl Connector {
     /// Whether a link that another peer asks for must be turned down.
     pub(crate) fn is_full_for(&self, peer: PeerName, sight: Sight<'_>) -> bool {
         let is_full = self.limit.is_some_and(|limit| sight.links.count() >= limit.get());
-        is_full && sight.links.to(peer).is_none() && !limit::is_needed(self.me, peer, sight.survey)
-    }
-}
-
-impl Interest {
-    const fn idle(peer: PeerName) -> Self {
-        Self { urgency: Urgency::No, target: false, peer: Some(peer), delay: Duration::ZERO }
+        is_full && !sight.links.has(peer) && !limit::is_needed(self.me, peer, sight.survey)
     }
 }

@@ -108,14 +108,19 @@ impl Gossip {
         self.next_round
     }
 
-    /// Starts a round if it is due: chooses among the links.
-    pub(crate) fn on_timeout(&mut self, links: &[LinkId], rng: &mut impl Rng, now: Instant) {
+    /// Starts a round if it is due: some of the links in use, and all that the other end has not answered on yet.
+    pub(crate) fn on_timeout(
+        &mut self,
+        (links, pending): (&[LinkId], &[LinkId]),
+        rng: &mut impl Rng,
+        now: Instant,
+    ) {
         if now < self.next_round {
             return;
         }
         self.next_round = now + vary(DIGEST_INTERVAL, rng);
         let chosen = links.iter().copied().choose_multiple(rng, fan_out(links.len()));
-        self.digests.extend(chosen);
+        self.digests.extend(chosen.into_iter().chain(pending.iter().copied()));
     }
 
     /// What is to be sent now.

@@ -9,6 +9,11 @@
 //! not have seen the winner yet; then it is closed as a duplicate, which is no failure and leads to no new attempt. If
 //! the winner dies in the meantime, the loser takes over: which link is in use is always just the smallest that lives.
 //!
+//! **A link counts once both ends want it.** Each end judges the other's hello on its own, and one may object where the
+//! other does not (only one has reached its limit of links, or knows another holder of the name). So a link is *pending*
+//! until something arrives on it: each end greets the other as soon as it has admitted the link. A pending link carries
+//! greetings and nothing else, and is in nobody's record; if it is refused, the mesh never hears of it.
+//!
 //! **Incarnations.** A link of a later incarnation replaces all links of earlier ones at once: those agents no longer
 //! run. If one of them does, it will come back with a smaller uid than the link in place, and that is refused as two
 //! holders of one identity.
@@ -43,6 +48,8 @@ pub(crate) struct Link {
     pub(crate) since: Instant,
     pub(crate) version: WireVersion,
     rank: Rank,
+    /// Whether the other end has admitted it too.
+    confirmed: bool,
     /// When to close it, once a better one has taken its place.
     closing: Option<Instant>,
 }
@@ -62,12 +69,17 @@ impl Link {
             since: now,
             version,
             rank,
+            confirmed: false,
             closing: None,
         }
     }
 
     pub(crate) const fn peer(&self) -> PeerName {
         self.hello.name
+    }
+
+    pub(crate) const fn is_confirmed(&self) -> bool {
+        self.confirmed
     }
 }
 
@@ -92,7 +104,7 @@ pub(crate) struct Links {
 impl Links {
     /// What a link with this hello would be to those in place.
     pub(crate) fn incarnation(&self, hello: &Hello) -> Incarnation {
-        match self.to(hello.name) {
+        match self.by_peer.get(&hello.name).and_then(|links| links.first()) {
             None => Incarnation::Same,
             Some(link) if link.hello.instance == hello.instance => Incarnation::Same,
             Some(link) if link.hello.uid < hello.uid => Incarnation::Later,
@@ -100,12 +112,25 @@ impl Links {
         }
     }
 
-    /// Adds a link and lets the others of its pair linger if it is the best.
+    /// Adds a pending link.
     pub(crate) fn add(&mut self, link: Link, now: Instant) {
         self.peers.insert(link.id, link.peer());
         let links = self.by_peer.entry(link.peer()).or_default();
         links.push(link);
         elect(links, now);
+    }
+
+    /// Something has arrived on a link; whether that is the first time. If it is the best of its pair now, the others
+    /// linger.
+    pub(crate) fn confirm(&mut self, id: LinkId, now: Instant) -> bool {
+        let links = self.peers.get(&id).and_then(|peer| self.by_peer.get_mut(peer));
+        let Some(links) = links else { return false };
+        match links.iter_mut().find(|link| link.id == id) {
+            Some(link) if !link.confirmed => link.confirmed = true,
+            Some(_) | None => return false,
+        }
+        elect(links, now);
+        true
     }
 
     /// Takes a link out.
@@ -151,20 +176,35 @@ impl Links {
 
     /// The link in use with a peer.
     pub(crate) fn to(&self, peer: PeerName) -> Option<&Link> {
-        self.by_peer.get(&peer)?.first()
+        self.by_peer.get(&peer)?.first().filter(|link| link.confirmed)
     }
 
     /// The links in use, by peer.
     pub(crate) fn in_use(&self) -> impl Iterator<Item = &Link> {
-        self.by_peer.values().filter_map(|links| links.first())
+        self.by_peer.values().filter_map(|links| links.first().filter(|link| link.confirmed))
     }
 
-    /// The peers that there are links with.
+    /// The links that the other end has not answered on.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = &Link> {
+        self.by_peer.values().flatten().filter(|link| !link.confirmed)
+    }
+
+    /// The peers that there are links in use with.
     pub(crate) fn neighbours(&self) -> BTreeSet<PeerName> {
-        self.by_peer.keys().copied().collect()
+        self.in_use().map(Link::peer).collect()
     }
 
-    /// How many peers there are links with.
+    /// Whether there is a link with a peer, pending or in use.
+    pub(crate) fn has(&self, peer: PeerName) -> bool {
+        self.by_peer.contains_key(&peer)
+    }
+
+    /// The addresses at the other ends, and who is there.
+    pub(crate) fn addresses(&self) -> BTreeMap<SocketAddr, PeerName> {
+        self.by_peer.values().flatten().map(|link| (link.addr, link.peer())).collect()
+    }
+
+    /// How many peers there are links with, pending or in use.
     pub(crate) fn count(&self) -> usize {
         self.by_peer.len()
     }
@@ -182,8 +222,8 @@ impl Links {
 
 /// Puts the best link first and lets the others go after a while.
 fn elect(links: &mut [Link], now: Instant) {
-    links.sort_by_key(|link| (link.rank, link.id));
+    links.sort_by_key(|link| (!link.confirmed, link.rank, link.id));
     for (at, link) in links.iter_mut().enumerate() {
-        link.closing = if at == 0 { None } else { link.closing.or(Some(now + LINGER)) };
+        link.closing = if at == 0 || !link.confirmed { None } else { link.closing.or(Some(now + LINGER)) };
     }
 }

@@ -1,35 +1,31 @@
 //! The machine: news to the modules, their wishes into one queue.
 
+mod linking;
+mod telling;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use weave_proto::peer::topology::MAX_RECORDS;
-use weave_proto::peer::{
-    Digest, Directed, Hello, Message, PeerRecord, Refusal, RefusalCode, SPOKEN, WireVersion,
-};
+use weave_proto::peer::{Directed, Hello, Message, Refusal, RefusalCode, SPOKEN};
 use weave_proto::{PeerKey, PeerName};
 
 use crate::connector::{Connector, Sight};
 use crate::gossip::{self, Gossip};
-use crate::hello::{End, agree, held_twice};
-use crate::links::{Incarnation, Link, Links};
-use crate::own::{Contest, Own};
-use crate::peers::{Peers, Verdict, flaw};
+use crate::links::{Link, Links};
+use crate::own::Own;
+use crate::peers::Peers;
 use crate::rejections::{Rejection, Rejections};
 use crate::survey::Survey;
 use crate::{
-    Config, DialId, Direction, KnownPeer, LinkId, LinkUp, Notice, Output, OwnFacts, Reason, RejectedGossip,
-    Target, Unroutable, limit,
+    Config, DialId, KnownPeer, LinkId, LinkUp, Notice, Output, OwnFacts, Reason, RejectedGossip, Target,
+    Unroutable, limit,
 };
 
 /// The least time between two writes of what is known of other peers: a mesh that starts learns it in a burst.
 const PERSIST_PAUSE: Duration = Duration::from_secs(1);
-/// How many collisions of names are told about; each is told once.
-const MAX_COLLISIONS: usize = 64;
-
 /// The topology of the mesh as one peer sees and shapes it.
 ///
 /// Feed it with `handle_*` and the setters; after each call take [`Output`]s with [`Self::poll_output`] until there are
@@ -134,13 +130,16 @@ impl Topology {
             let text = format!("there is another link between {} and {}", self.me(), link.peer());
             self.close(&link, Refusal { code: RefusalCode::Duplicate, text });
         }
-        let links: Vec<LinkId> = self.links.in_use().map(|link| link.id).collect();
-        self.gossip.on_timeout(&links, &mut self.rng, now);
+        let (used, pending) = (self.links.in_use(), self.links.pending());
+        let [used, pending]: [Vec<LinkId>; 2] =
+            [used.map(|link| link.id).collect(), pending.map(|link| link.id).collect()];
+        self.gossip.on_timeout((&used, &pending), &mut self.rng, now);
         for record in self.peers.age(now) {
             let (peer, nickname) = (record.name, record.nickname);
             self.outputs.push_back(Output::Notify(Notice::PeerDeparted { peer, nickname }));
             self.pace.peers_changed = true;
         }
+        self.connector.outdate();
         self.rejections.expire(now);
         self.shed(now);
         self.settle(now);
@@ -195,6 +194,10 @@ impl Topology {
         now: Instant,
     ) -> Result<(), RejectedGossip> {
         let from = self.links.by_id(link).map(Link::peer).ok_or(RejectedGossip::NoSuchLink)?;
+        let is_first = self.links.to(from).is_none();
+        if self.links.confirm(link, now) {
+            self.on_confirmed(link, is_first);
+        }
         let unexpected = |what| Err(RejectedGossip::Unexpected { from, what });
         let result = match message {
             Message::Topology(records) => self.on_records(link, from, records, now),
@@ -301,224 +304,6 @@ impl Topology {
     }
 }
 
-/// Links.
-impl Topology {
-    fn judge(&self, up: &LinkUp) -> Result<WireVersion, Refusal> {
-        let theirs = End { hello: &up.hello, key: up.key };
-        let known = self.peers.key(up.hello.name);
-        let version = agree(End { hello: &self.hello, key: self.key }, theirs, known)?;
-        if let Incarnation::Clash(live) = self.links.incarnation(&up.hello) {
-            return Err(held_twice(End { hello: &live.hello, key: live.key }, theirs));
-        }
-        if up.direction == Direction::Inbound && self.connector.is_full_for(up.hello.name, self.sight()) {
-            return Err(limit::refusal(self.me(), &self.hello.nickname, self.links.count()));
-        }
-        Ok(version)
-    }
-
-    fn admit(&mut self, up: LinkUp, version: WireVersion, now: Instant) {
-        if matches!(self.links.incarnation(&up.hello), Incarnation::Later) {
-            for old in self.links.remove_all(up.hello.name) {
-                let text = format!("peer {} has started again", old.peer());
-                self.close(&old, Refusal { code: RefusalCode::Duplicate, text });
-            }
-        }
-        let (dial, is_first) = (up.dial, self.links.to(up.hello.name).is_none());
-        let link = Link::new(self.me(), up, version, now);
-        self.connector.on_link(dial, &link, now);
-        self.rejections.settle(link.addr);
-        self.peers.locate(link.peer(), link.addr);
-        self.gossip.tell(link.id, self.me());
-        self.gossip.compare_with(link.id);
-        if is_first {
-            let (peer, nickname, addr) = (link.peer(), link.hello.nickname.clone(), link.addr);
-            self.outputs.push_back(Output::Notify(Notice::LinkUp { peer, nickname, addr }));
-        }
-        self.links.add(link, now);
-        self.on_links_changed();
-    }
-
-    fn turn_down(&mut self, up: &LinkUp, refusal: Refusal, now: Instant) {
-        let reason = Reason { text: refusal.text.clone(), refused: Some(refusal.code) };
-        let is_news = match (up.direction, up.dial) {
-            (Direction::Outbound, Some(dial)) => {
-                let notice = self.connector.on_dial_failed(dial, reason, &mut self.rng, now);
-                self.outputs.extend(notice);
-                false
-            }
-            (Direction::Outbound | Direction::Inbound, _) => {
-                // Whoever dials us from there is not worth dialling either; a person need not read it twice.
-                let _already_told = self.connector.on_failure(up.addr, reason, &mut self.rng, now);
-                let caller = Some((up.hello.name, up.hello.nickname.clone()));
-                refusal.code != RefusalCode::Myself
-                    && self.rejections.note(Rejection::new(up.addr, caller, &refusal.text, now))
-            }
-        };
-        if is_news && refusal.code != RefusalCode::Limit {
-            let refusal = refusal.clone();
-            self.outputs.push_back(Output::Notify(Notice::Refused { addr: up.addr, refusal }));
-        }
-        self.outputs.push_back(Output::Close { link: up.link, refusal });
-    }
-
-    fn close(&mut self, link: &Link, refusal: Refusal) {
-        self.gossip.drop_link(link.id);
-        self.outputs.push_back(Output::Close { link: link.id, refusal });
-    }
-
-    /// A link was taken out of the table; it may have been the last one with its peer.
-    fn on_link_gone(&mut self, link: &Link, reason: &Reason, now: Instant) {
-        if self.links.to(link.peer()).is_none() {
-            self.connector.on_link_lost(link, reason, &mut self.rng, now);
-            let (peer, nickname) = (link.peer(), link.hello.nickname.clone());
-            let (addr, text) = (link.addr, reason.text.clone());
-            self.outputs.push_back(Output::Notify(Notice::LinkDown { peer, nickname, addr, text }));
-        }
-        self.on_links_changed();
-    }
-
-    const fn on_links_changed(&mut self) {
-        self.pace.own_changed = true;
-        self.pace.links_changed = true;
-        self.survey.outdate();
-    }
-
-    fn shed(&mut self, now: Instant) {
-        if self.pace.shed_at.is_none_or(|at| at > now) {
-            return;
-        }
-        self.pace.shed_at = None;
-        for peer in self.connector.surplus(self.sight(), now) {
-            let refusal = limit::refusal(self.me(), &self.hello.nickname, self.links.count());
-            let reason = Reason { text: refusal.text.clone(), refused: Some(refusal.code) };
-            for link in self.links.remove_all(peer) {
-                self.close(&link, refusal.clone());
-                self.on_link_gone(&link, &reason, now);
-            }
-        }
-    }
-}
-
-/// Gossip.
-impl Topology {
-    fn on_records(
-        &mut self,
-        link: LinkId,
-        from: PeerName,
-        records: Vec<PeerRecord>,
-        now: Instant,
-    ) -> Result<(), RejectedGossip> {
-        let mut result = Ok(());
-        for record in records {
-            match flaw(&record) {
-                Some(what) => result = Err(RejectedGossip::Malformed { from, about: record.name, what }),
-                None if record.name == self.me() => self.on_record_of_me(&record, now),
-                None => self.on_record(link, from, record, now),
-            }
-        }
-        result
-    }
-
-    fn on_record(&mut self, link: LinkId, from: PeerName, record: PeerRecord, now: Instant) {
-        let (name, key, nickname) = (record.name, record.key, record.nickname.clone());
-        match self.peers.merge(record, now) {
-            Verdict::News => {
-                if let Some(addr) = self.links.to(name).map(|link| link.addr) {
-                    self.peers.locate(name, addr);
-                }
-                self.forward(name, (link, from));
-                self.survey.outdate();
-                self.pace.peers_changed = true;
-            }
-            Verdict::Same | Verdict::Old => {}
-            Verdict::Collision(known) => self.on_collision(name, (known, key), nickname),
-        }
-    }
-
-    /// Tells those neighbours of a record who cannot have it yet: not from its origin, nor from who passed it on.
-    fn forward(&mut self, about: PeerName, (link, from): (LinkId, PeerName)) {
-        let informed: BTreeSet<PeerName> = [about, from]
-            .into_iter()
-            .filter_map(|teller| self.peers.record(teller))
-            .flat_map(|record| record.links.iter().map(|link| link.peer))
-            .chain([about, from])
-            .collect();
-        for other in self.links.in_use().filter(|other| other.id != link) {
-            if !informed.contains(&other.peer()) {
-                self.gossip.tell(other.id, about);
-            }
-        }
-    }
-
-    fn on_record_of_me(&mut self, record: &PeerRecord, now: Instant) {
-        if record.key != self.key {
-            return self.on_collision(self.me(), (self.key, record.key), record.nickname.clone());
-        }
-        match self.own.contest(record, now) {
-            Contest::Ignored => {}
-            Contest::Answered => {
-                if self.hello.uid != self.own.record().uid {
-                    self.hello.uid = self.own.record().uid;
-                    self.outputs.push_back(Output::Hello(self.hello.clone()));
-                }
-                self.tell_all_about_me();
-            }
-            Contest::GivenUp => {
-                let (name, nickname) = (self.me(), record.nickname.clone());
-                self.outputs.push_back(Output::Notify(Notice::IdentityHeldTwice { name, nickname }));
-            }
-        }
-    }
-
-    fn on_collision(
-        &mut self,
-        name: PeerName,
-        (known, claimed): (PeerKey, PeerKey),
-        nickname: weave_proto::Nickname,
-    ) {
-        if self.collisions.len() < MAX_COLLISIONS && self.collisions.insert((name, claimed)) {
-            self.outputs.push_back(Output::Notify(Notice::NameCollision { name, known, claimed, nickname }));
-        }
-    }
-
-    fn on_digest(&mut self, link: LinkId, digest: &Digest) {
-        let own = self.own.record();
-        let record = |name| if name == own.name { Some(own) } else { self.peers.record(name) };
-        let ours = self.peers.present().map(|(record, _)| record).chain([own]);
-        let difference = gossip::compare(&digest.records, ours, record);
-        for chunk in difference.wanted.chunks(MAX_RECORDS) {
-            self.outputs.push_back(Output::Send { link, message: Message::Want(chunk.to_vec()) });
-        }
-        difference.offered.into_iter().for_each(|name| self.gossip.tell(link, name));
-        if digest.ipam != self.ipam_digest {
-            self.outputs.push_back(Output::IpamDiffers { link });
-        }
-    }
-
-    fn on_directed(&mut self, directed: Directed) {
-        let (me, dst) = (self.me(), directed.dst);
-        if directed.src == me {
-            tracing::debug!(%dst, "a message of ours has come back in a circle");
-        } else if dst == me {
-            self.outputs.push_back(Output::Directed(directed));
-        } else if let Some(hops_left) = directed.hops_left.checked_sub(1) {
-            if let Err(error) = self.route(Directed { hops_left, ..directed }) {
-                tracing::debug!(%error, "cannot forward");
-            }
-        } else {
-            tracing::debug!(%dst, src = %directed.src, "a message has used up its hops");
-        }
-    }
-
-    fn tell_all_about_me(&mut self) {
-        for link in self.links.in_use() {
-            self.gossip.tell(link.id, self.hello.name);
-        }
-        self.survey.outdate();
-        self.pace.peers_changed = true;
-    }
-}
-
 /// What follows from the news.
 impl Topology {
     fn settle(&mut self, now: Instant) {
@@ -556,6 +341,7 @@ impl Topology {
         for (&peer, addresses) in &self.survey.addresses {
             self.peers.relocate(peer, addresses);
         }
+        self.connector.outdate();
     }
 
     fn flush(&mut self) {

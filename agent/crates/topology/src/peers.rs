@@ -28,7 +28,7 @@ use crate::KnownPeer;
 /// How long a peer without a path still counts. An agent's restart takes a few seconds, a node's a minute or so; after
 /// that a status which still lists it says little.
 pub(crate) const GRACE: Duration = Duration::from_secs(60);
-/// How long a departed peer's record is kept. By then every peer of the same part of the mesh, whose graces began
+/// How long a departed peer's record is kept, and how long a lost peer is looked for where it was. By then every peer of the same part of the mesh, whose graces began
 /// within seconds of ours, has long stopped to mention it.
 pub(crate) const MEMORY: Duration = Duration::from_secs(3600);
 
@@ -89,8 +89,18 @@ struct Entry {
 #[derive(Debug, Clone)]
 struct Remembered {
     facts: KnownPeer,
-    /// Since when the peer has been out of reach; none while it is in reach.
-    lost: Option<Instant>,
+    hope: Hope,
+}
+
+/// Whether a peer is worth looking for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hope {
+    /// No need: it is in reach.
+    InReach,
+    /// It may come back where it was.
+    Until(Instant),
+    /// It has been away for too long.
+    GivenUp,
 }
 
 /// The records by name, this peer's own not among them.
@@ -104,8 +114,10 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub(crate) fn new(known: Vec<KnownPeer>, now: Instant) -> Self {
-        let known =
-            known.into_iter().map(|facts| (facts.name, Remembered { facts, lost: Some(now) })).collect();
+        let known = known
+            .into_iter()
+            .map(|facts| (facts.name, Remembered { facts, hope: Hope::Until(now + MEMORY) }))
+            .collect();
         Self { known, ..Self::default() }
     }
 
@@ -165,10 +177,10 @@ impl Peers {
     }
 
     /// Where to look for peers that are out of reach, as long as there is hope.
-    pub(crate) fn lost(&self, now: Instant) -> impl Iterator<Item = (PeerName, SocketAddr)> {
-        self.known.values().filter_map(move |known| {
-            let hoped_for = known.lost.is_some_and(|lost| now < lost + MEMORY);
-            known.facts.underlay.filter(|_| hoped_for).map(|underlay| (known.facts.name, underlay))
+    pub(crate) fn lost(&self) -> impl Iterator<Item = (PeerName, SocketAddr)> {
+        self.known.values().filter_map(|known| match (known.hope, known.facts.underlay) {
+            (Hope::Until(_), Some(underlay)) => Some((known.facts.name, underlay)),
+            (Hope::Until(_), None) | (Hope::InReach | Hope::GivenUp, _) => None,
         })
     }
 
@@ -207,7 +219,10 @@ impl Peers {
             changed = true;
             entry.standing = standing;
             if let Some(known) = self.known.get_mut(&name) {
-                known.lost = (standing != Standing::Reachable).then_some(now);
+                known.hope = match standing {
+                    Standing::Reachable => Hope::InReach,
+                    Standing::Unreachable { .. } | Standing::Departed { .. } => Hope::Until(now + MEMORY),
+                };
             }
         }
         changed
@@ -216,6 +231,11 @@ impl Peers {
     /// Lets peers depart and be forgotten whose time has come; returns those that departed.
     pub(crate) fn age(&mut self, now: Instant) -> Vec<PeerRecord> {
         let mut departed = Vec::new();
+        for known in self.known.values_mut() {
+            if matches!(known.hope, Hope::Until(end) if end <= now) {
+                known.hope = Hope::GivenUp;
+            }
+        }
         self.entries.retain(|_, entry| match entry.standing {
             Standing::Reachable => true,
             Standing::Unreachable { since } => {
@@ -230,14 +250,18 @@ impl Peers {
         departed
     }
 
-    /// When [`Self::age`] or [`Self::lost`] will say something else.
+    /// When [`Self::age`] has something to do.
     pub(crate) fn next_change(&self) -> Option<Instant> {
         let standings = self.entries.values().filter_map(|entry| match entry.standing {
             Standing::Reachable => None,
             Standing::Unreachable { since } => Some(since + GRACE),
             Standing::Departed { since } => Some(since + MEMORY),
         });
-        standings.min()
+        let hopes = self.known.values().filter_map(|known| match known.hope {
+            Hope::Until(end) => Some(end),
+            Hope::InReach | Hope::GivenUp => None,
+        });
+        standings.chain(hopes).min()
     }
 
     /// Drops all that is known of a peer: it was removed for good.
@@ -271,9 +295,9 @@ impl Peers {
         if old.is_some_and(|old| old.facts == facts) {
             return;
         }
-        let lost = old.map_or(Some(now), |old| old.lost);
+        let hope = old.map_or(Hope::Until(now + MEMORY), |old| old.hope);
         self.unsaved.insert(record.name);
-        self.known.insert(record.name, Remembered { facts, lost });
+        self.known.insert(record.name, Remembered { facts, hope });
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use weave_proto::local::status::{ConnectionState, ConnectionStatus, PeerLinkStatus, PeerStatus};
-use weave_proto::peer::{LinkRecord, PeerRecord, WireVersion};
+use weave_proto::peer::{Hello, LinkRecord, PeerRecord, WireVersion};
 use weave_proto::{Nickname, PeerName};
 
 use crate::book::{Phase, Place, Urgency};
@@ -22,6 +22,12 @@ impl Topology {
             .map(|(record, reachable)| PeerView { record, reachable })
             .partition(|view| view.record.name < own.record.name);
         before.into_iter().chain([own]).chain(after)
+    }
+
+    /// What this peer says about itself.
+    #[must_use]
+    pub const fn own_record(&self) -> &PeerRecord {
+        self.own.record()
     }
 
     /// One peer of the mesh.
@@ -81,10 +87,21 @@ impl Topology {
         self.own.is_contested(now)
     }
 
+    /// What this peer says on new connections, less the nonce.
+    #[must_use]
+    pub const fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
     /// The links, the attempts and the callers that were turned down.
     #[must_use]
     pub fn connections(&self, now: Instant) -> Vec<ConnectionStatus> {
         let mut connections: Vec<ConnectionStatus> = self.links.in_use().map(established).collect();
+        connections.extend(self.links.pending().map(|link| ConnectionStatus {
+            state: ConnectionState::Pending,
+            info: "waiting for the other side's answer".to_owned(),
+            ..established(link)
+        }));
         let places = self.connector.book().places();
         connections.extend(places.filter_map(|(addr, place)| self.attempt(addr, place, now)));
         connections.extend(self.connector.lookups().troubles().map(|(target, text, again)| {
@@ -144,6 +161,10 @@ impl Topology {
             Phase::Never => (ConnectionState::Failed, None),
             Phase::Resting { .. } if place.interest.urgency == Urgency::No => return None,
             Phase::Resting { .. } if trouble.is_none() && !place.interest.target => return None,
+            // A full peer that we need not reach is no news to anybody.
+            Phase::Resting { .. } if place.found_full() && place.interest.urgency == Urgency::May => {
+                return None;
+            }
             Phase::Resting { .. } => (ConnectionState::Retrying, place.due().map(|due| seconds(due, now))),
         };
         Some(ConnectionStatus {

@@ -10,7 +10,8 @@ fn an_empty_host_becomes_a_node() {
     apply(&node, wanted);
 
     let links = host.json("ip -j -d link show");
-    let link = |name: &str| links.as_array().unwrap().iter().find(|link| link["ifname"] == name).unwrap().clone();
+    let link =
+        |name: &str| links.as_array().unwrap().iter().find(|link| link["ifname"] == name).unwrap().clone();
     let (bridge, vxlan) = (link("weave"), link("weave-vx"));
     assert_eq!(bridge["address"], "7a:00:00:00:00:01");
     assert_eq!(bridge["mtu"], 1450);
@@ -33,15 +34,22 @@ fn an_empty_host_becomes_a_node() {
         ]
     );
     for device in ["weave", "weave-vx"] {
-        assert!(host.run(&format!("ip -o address show dev {device}")).contains("10.33.0.1/32 scope global noprefixroute"));
+        assert!(
+            host.run(&format!("ip -o address show dev {device}"))
+                .contains("10.33.0.1/32 scope global noprefixroute")
+        );
         assert_eq!(host.run(&format!("cat /proc/sys/net/ipv4/conf/{device}/rp_filter")).trim(), "2");
         assert_eq!(host.run(&format!("cat /proc/sys/net/ipv6/conf/{device}/disable_ipv6")).trim(), "1");
     }
     assert_eq!(host.run("cat /proc/sys/net/ipv4/ip_forward").trim(), "1");
     assert!(host.run("ip neigh show dev weave-vx").contains("10.34.0.1 lladdr 7a:00:00:00:00:02 PERMANENT"));
-    assert!(host.run("bridge fdb show dev weave-vx").contains("7a:00:00:00:00:02 dst 192.168.77.2 self permanent"));
+    assert!(
+        host.run("bridge fdb show dev weave-vx")
+            .contains("7a:00:00:00:00:02 dst 192.168.77.2 self permanent")
+    );
     let tables = host.json("nft -j list tables");
-    let tables: Vec<_> = tables["nftables"].as_array().unwrap().iter().filter_map(|entry| entry.get("table")).collect();
+    let tables: Vec<_> =
+        tables["nftables"].as_array().unwrap().iter().filter_map(|entry| entry.get("table")).collect();
     assert!(tables.iter().all(|table| table["name"] == "weave"));
     assert_eq!(tables.len(), 2);
     assert!(node.health().in_force, "{:?}", node.health());

@@ -1,8 +1,8 @@
 //! Throwaway network namespaces, and hosts and pods in them.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -137,7 +137,8 @@ fn without_moving_numbers(text: &str) -> String {
 
 /// Asserts that two snapshots are the same, and shows only in what they are not.
 pub(super) fn assert_same(before: &str, after: &str) {
-    let missing: Vec<&str> = before.lines().filter(|line| !after.lines().any(|other| other == *line)).collect();
+    let missing: Vec<&str> =
+        before.lines().filter(|line| !after.lines().any(|other| other == *line)).collect();
     let extra: Vec<&str> = after.lines().filter(|line| !before.lines().any(|other| other == *line)).collect();
     assert!(before == after, "missing: {missing:#?}\nextra: {extra:#?}");
 }
@@ -240,7 +241,10 @@ pub(super) fn pod(host: &Host, node: &Node, pod: &PodPort) -> Host {
     let facts = node.facts().unwrap();
     let (gateway, gateway_mac) = (facts.address.unwrap(), facts.bridge_mac);
     let (port, mac, address) = (&pod.host_interface, mac_text(pod.mac), pod.address);
-    host.run(&format!("ip link add {port} type veth peer name eth0 address {mac} netns {}", inside.namespace));
+    host.run(&format!(
+        "ip link add {port} type veth peer name eth0 address {mac} netns {}",
+        inside.namespace
+    ));
     inside.run(&format!("ip link set eth0 mtu {} up", facts.mtu));
     inside.run(&format!("ip address add {address}/32 dev eth0"));
     inside.run(&format!("ip route add {gateway} dev eth0 scope link"));
@@ -333,10 +337,8 @@ impl Monitor {
             });
             (child, heard)
         };
-        let children = vec![
-            start(&["ip", "monitor", "link", "address", "route", "neigh"]),
-            start(&["nft", "monitor"]),
-        ];
+        let children =
+            vec![start(&["ip", "monitor", "link", "address", "route", "neigh"]), start(&["nft", "monitor"])];
         // Both listen as soon as their sockets are in the kernel's groups.
         eventually("the monitors listen", || {
             let sockets = host.run("cat /proc/net/netlink");
@@ -417,7 +419,8 @@ impl Server {
                     }
                     let Ok(mut connection) = connection else { continue };
                     let peer = connection.peer_addr().unwrap().ip();
-                    let _client_gone = std::io::Write::write_all(&mut connection, format!("{line} {peer}").as_bytes());
+                    let _client_gone =
+                        std::io::Write::write_all(&mut connection, format!("{line} {peer}").as_bytes());
                 }
             });
         });

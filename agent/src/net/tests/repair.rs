@@ -5,6 +5,52 @@ use super::lab::*;
 /// What deleting anything may cost: two polls of the nftables generation, and a busy machine.
 const SOON: Duration = Duration::from_secs(4);
 
+/// Everything that somebody could do to what is ours.
+const DAMAGE: [&str; 42] = [
+    "ip route del unreachable 10.32.0.0/12 metric 4278198272",
+    "ip route del 10.34.0.0/16",
+    "ip route del 10.33.0.0/16",
+    "ip route flush proto 87",
+    "ip route replace 10.34.0.0/16 dev weave proto 87",
+    "ip neigh del 10.34.0.1 dev weave-vx",
+    "ip neigh replace 10.34.0.1 lladdr 02:00:00:00:00:99 nud permanent dev weave-vx",
+    "ip neigh del 10.33.0.2 dev weave",
+    "bridge fdb del 7a:00:00:00:00:02 dev weave-vx",
+    "bridge fdb replace 7a:00:00:00:00:02 dst 192.168.77.99 dev weave-vx",
+    "bridge fdb del 5e:00:0a:21:00:02 dev vethweone master",
+    "ip address del 10.33.0.1/32 dev weave",
+    "ip address del 10.33.0.1/32 dev weave-vx",
+    "ip address flush dev weave",
+    "ip link set weave down",
+    "ip link set weave-vx down",
+    "ip link set weave mtu 1400",
+    "ip link set weave address 02:00:00:00:00:01",
+    "ip link set weave-vx address 02:00:00:00:00:01",
+    "ip link set weave type bridge stp_state 1",
+    "ip link set weave type bridge mcast_snooping 1",
+    "ip link set vethweone nomaster",
+    "ip link set vethweone down",
+    "bridge link set dev vethweone hairpin off",
+    "bridge link set dev vethweone learning on",
+    "bridge link set dev vethweone flood on",
+    "ip link del weave-vx",
+    "ip link del weave",
+    "nft flush ruleset",
+    "nft delete table inet weave",
+    "nft delete table bridge weave",
+    "nft flush chain bridge weave pod",
+    "nft flush set bridge weave pods",
+    "nft flush set inet weave sources",
+    "nft flush set inet weave peers4",
+    "nft add rule inet weave postrouting drop",
+    "nft insert rule bridge weave pod accept",
+    "nft add element inet weave peers4 { 192.168.77.66 }",
+    "nft add table inet weave { flags dormant ; }",
+    "sysctl -qw net.ipv4.conf.weave.rp_filter=1",
+    "sysctl -qw net.ipv4.conf.weave-vx.forwarding=0",
+    "sysctl -qw net.ipv4.ip_forward=0",
+];
+
 #[test]
 fn whatever_is_deleted_or_changed_comes_back() {
     let Some(_lab) = lab() else { return };
@@ -21,50 +67,7 @@ fn whatever_is_deleted_or_changed_comes_back() {
     let there = pod(&other, &other_node, &port("vethweone", "10.34.0.2"));
     assert!(inside.ping("10.34.0.2"));
 
-    for broken in [
-        "ip route del unreachable 10.32.0.0/12 metric 4278198272",
-        "ip route del 10.34.0.0/16",
-        "ip route del 10.33.0.0/16",
-        "ip route flush proto 87",
-        "ip route replace 10.34.0.0/16 dev weave proto 87",
-        "ip neigh del 10.34.0.1 dev weave-vx",
-        "ip neigh replace 10.34.0.1 lladdr 02:00:00:00:00:99 nud permanent dev weave-vx",
-        "ip neigh del 10.33.0.2 dev weave",
-        "bridge fdb del 7a:00:00:00:00:02 dev weave-vx",
-        "bridge fdb replace 7a:00:00:00:00:02 dst 192.168.77.99 dev weave-vx",
-        "bridge fdb del 5e:00:0a:21:00:02 dev vethweone master",
-        "ip address del 10.33.0.1/32 dev weave",
-        "ip address del 10.33.0.1/32 dev weave-vx",
-        "ip address flush dev weave",
-        "ip link set weave down",
-        "ip link set weave-vx down",
-        "ip link set weave mtu 1400",
-        "ip link set weave address 02:00:00:00:00:01",
-        "ip link set weave-vx address 02:00:00:00:00:01",
-        "ip link set weave type bridge stp_state 1",
-        "ip link set weave type bridge mcast_snooping 1",
-        "ip link set vethweone nomaster",
-        "ip link set vethweone down",
-        "bridge link set dev vethweone hairpin off",
-        "bridge link set dev vethweone learning on",
-        "bridge link set dev vethweone flood on",
-        "ip link del weave-vx",
-        "ip link del weave",
-        "nft flush ruleset",
-        "nft delete table inet weave",
-        "nft delete table bridge weave",
-        "nft flush chain bridge weave pod",
-        "nft flush set bridge weave pods",
-        "nft flush set inet weave sources",
-        "nft flush set inet weave peers4",
-        "nft add rule inet weave postrouting drop",
-        "nft insert rule bridge weave pod accept",
-        "nft add element inet weave peers4 { 192.168.77.66 }",
-        "nft add table inet weave { flags dormant ; }",
-        "sysctl -qw net.ipv4.conf.weave.rp_filter=1",
-        "sysctl -qw net.ipv4.conf.weave-vx.forwarding=0",
-        "sysctl -qw net.ipv4.ip_forward=0",
-    ] {
+    for broken in DAMAGE {
         // The kernel's numbers and handles change with a repair; what is not ours must not.
         let before = unnumbered(&host.snapshot());
         let started = Instant::now();

@@ -25,6 +25,8 @@ fn services(host: &Host, backend: &str) {
         }}"
     );
     host.shell(&format!("nft -f - <<'end'\n{rules}\nend"));
+    // kube-proxy allows node ports on the loopback address.
+    host.run("sysctl -qw net.ipv4.conf.all.route_localnet=1");
 }
 
 #[test]
