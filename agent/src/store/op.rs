@@ -127,6 +127,9 @@ pub(super) fn changes(op: StoreOp) -> Result<Vec<Change>, StoreError> {
         StoreOp::Known(peers) => {
             peers.iter().map(|peer| put(Table::Peers, &peer.name.to_string(), peer, "a peer")).collect()
         }
+        StoreOp::ForgetKnown(names) => {
+            Ok(names.iter().map(|name| delete(Table::Peers, &name.to_string())).collect())
+        }
     }
 }
 
