@@ -11,7 +11,7 @@ use weave_topology::{DialId, LinkId, Target};
 
 use super::{Caller, Input};
 use crate::peer::PeerNet;
-use crate::store::{self, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::task;
 
 /// Something to do outside the brain.
@@ -97,7 +97,6 @@ fn split(effects: impl Iterator<Item = Effect>) -> (Vec<StoreOp>, Vec<Effect>) {
 }
 
 async fn commit(store: Arc<Store>, ops: Vec<StoreOp>) -> Result<(), StoreError> {
-    let ops = ops.into_iter().map(stored).collect();
     let committed = tokio::task::spawn_blocking(move || store.commit(ops)).await;
     match committed {
         Ok(result) => result,
@@ -135,14 +134,4 @@ async fn resolve(target: Target, port: u16, inputs: mpsc::Sender<Input>) {
     let found = found.map(Iterator::collect).map_err(|error| error.to_string());
     // If the brain has ended, nobody wants to know.
     let _ = inputs.send(Input::Resolved(target, found)).await;
-}
-
-/// The operation in the store's words.
-fn stored(op: StoreOp) -> store::StoreOp {
-    match op {
-        StoreOp::Ipam(op) => store::StoreOp::Ipam(op),
-        StoreOp::Targets(targets) => store::StoreOp::Targets(targets),
-        StoreOp::Known(peers) => store::StoreOp::Peers(peers),
-        StoreOp::ForgetKnown(names) => store::StoreOp::ForgetPeers(names),
-    }
 }
