@@ -556,7 +556,8 @@ impl Rude {
         let identity = Identity::generate(PeerUid(1)).unwrap();
         let trust = grow(secrets(text), identity.clone()).await.unwrap();
         let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
-        let endpoint = endpoint::open(listen, &trust, &identity).unwrap();
+        let socket = endpoint::socket(listen).unwrap();
+        let endpoint = endpoint::open(socket, &trust, &identity).unwrap();
         let connecting = endpoint.connect_with(endpoint::client_config(&trust), to.addr(), tls::SERVER_NAME);
         let connection = connecting.unwrap().await.unwrap();
         let (send, recv) = connection.open_bi().await.unwrap();
