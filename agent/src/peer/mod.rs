@@ -155,10 +155,12 @@ impl PeerNet {
         hello: watch::Receiver<Hello>,
         events: mpsc::Sender<PeerEvent>,
     ) -> Result<Self, BindError> {
-        let trust = grow(secrets, identity.clone()).await?;
         let listen = settings.listen;
-        let endpoint =
-            endpoint::open(listen, &trust, &identity).map_err(|error| BindError::Socket { listen, error })?;
+        let unusable = |error| BindError::Socket { listen, error };
+        // First, so that a taken port is told of at once.
+        let socket = endpoint::socket(listen).map_err(unusable)?;
+        let trust = grow(secrets, identity.clone()).await?;
+        let endpoint = endpoint::open(socket, &trust, &identity).map_err(unusable)?;
         let shared = Arc::new(Shared { links: Mutex::default(), hello, events });
         // Unbounded, but not without bounds: the topology keeps one attempt a target and waits for its outcome.
         let (commands, inbox) = mpsc::unbounded_channel();

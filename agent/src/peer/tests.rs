@@ -422,10 +422,11 @@ async fn a_secret_file_that_changes_is_followed() {
     let deadline = Instant::now() + PATIENCE;
     loop {
         b.net.dial(DialId(2), a.addr());
-        match b.event().await {
-            PeerEvent::LinkUp(_) => break,
-            event => assert!(Instant::now() < deadline, "{event:?}"),
+        let event = b.event().await;
+        if matches!(event, PeerEvent::LinkUp(_)) {
+            break;
         }
+        assert!(Instant::now() < deadline, "{event:?}");
         a.event().await;
     }
 }
@@ -555,7 +556,8 @@ impl Rude {
         let identity = Identity::generate(PeerUid(1)).unwrap();
         let trust = grow(secrets(text), identity.clone()).await.unwrap();
         let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
-        let endpoint = endpoint::open(listen, &trust, &identity).unwrap();
+        let socket = endpoint::socket(listen).unwrap();
+        let endpoint = endpoint::open(socket, &trust, &identity).unwrap();
         let connecting = endpoint.connect_with(endpoint::client_config(&trust), to.addr(), tls::SERVER_NAME);
         let connection = connecting.unwrap().await.unwrap();
         let (send, recv) = connection.open_bi().await.unwrap();

@@ -65,7 +65,8 @@ fn what_is_put_again_replaces_and_what_is_deleted_is_gone() {
             StoreOp::Ipam(weave_ipam::StoreOp::DeleteFreed(address(3))),
             StoreOp::Ipam(weave_ipam::StoreOp::PutGeneration(8)),
             StoreOp::Targets(vec![]),
-            StoreOp::Known(vec![KnownPeer { overlay: None, ..known(1) }]),
+            StoreOp::Known(vec![KnownPeer { overlay: None, ..known(2) }]),
+            StoreOp::ForgetKnown(vec![known(1).name]),
             StoreOp::Ipam(weave_ipam::StoreOp::DeleteAllocation(key("never-there"))),
         ])
         .unwrap();
@@ -76,7 +77,7 @@ fn what_is_put_again_replaces_and_what_is_deleted_is_gone() {
     assert_eq!(loaded.ipam.freed, []);
     assert_eq!(loaded.ipam.generation, 8);
     assert_eq!(loaded.targets, Some(vec![]), "no targets is not the same as never having been told");
-    assert_eq!(loaded.peers, [KnownPeer { overlay: None, ..known(1) }, known(2)]);
+    assert_eq!(loaded.peers, [KnownPeer { overlay: None, ..known(2) }]);
 }
 
 #[test]
