@@ -251,24 +251,33 @@ impl Host {
         })
     }
 
-    /// Waits until this agent has an established connection to each of `peers`.
+    /// Waits until this agent has an established connection to each of `peers`: pods can talk.
     ///
     /// # Errors
     /// It has not in time; the message holds the connections.
     pub fn wait_connected(&self, peers: &[&Self]) -> Result<()> {
-        for peer in peers {
-            let address = format!("{}:", peer.address());
-            eventually(READY_PATIENCE, &format!("{} is connected to {}", self.name(), peer.name()), || {
-                let connections = self.status(&["connections"])?;
-                let up = connections.as_array().into_iter().flatten().any(|connection| {
-                    connection["state"] == "established"
-                        && connection["address"].as_str().is_some_and(|shown| shown.starts_with(&address))
-                });
-                ensure!(up, "connections are {connections}");
-                Ok(())
-            })?;
-        }
-        Ok(())
+        peers.iter().try_for_each(|peer| self.wait_state(peer, &["established"]))
+    }
+
+    /// Waits until this agent and each of `peers` have agreed to talk, though perhaps there are no addresses yet.
+    ///
+    /// # Errors
+    /// They have not in time; the message holds the connections.
+    pub fn wait_linked(&self, peers: &[&Self]) -> Result<()> {
+        peers.iter().try_for_each(|peer| self.wait_state(peer, &["pending", "established"]))
+    }
+
+    fn wait_state(&self, peer: &Self, states: &[&str]) -> Result<()> {
+        let address = format!("{}:", peer.address());
+        eventually(READY_PATIENCE, &format!("{} is connected to {}", self.name(), peer.name()), || {
+            let connections = self.status(&["connections"])?;
+            let up = connections.as_array().into_iter().flatten().any(|connection| {
+                connection["state"].as_str().is_some_and(|state| states.contains(&state))
+                    && connection["address"].as_str().is_some_and(|shown| shown.starts_with(&address))
+            });
+            ensure!(up, "connections are {connections}");
+            Ok(())
+        })
     }
 
     /// Waits until the agent has ended by itself, and returns how and its log.

@@ -44,14 +44,22 @@ impl Server {
     /// # Errors
     /// The port is taken.
     pub fn start(namespace: &Netns, name: &str, port: u16) -> Result<Self> {
+        Self::start_at(namespace, name, (Ipv4Addr::UNSPECIFIED, port).into())
+    }
+
+    /// The same on one address only. Where a namespace has several, an answer by UDP would otherwise come from
+    /// the one that the route back prefers.
+    ///
+    /// # Errors
+    /// The port is taken, or the address is not there.
+    pub fn start_at(namespace: &Netns, name: &str, address: SocketAddr) -> Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
-        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let listener = namespace
-            .enter(|| TcpListener::bind(everywhere))?
-            .with_context(|| format!("listening on TCP {port} in {}", namespace.name()))?;
+            .enter(|| TcpListener::bind(address))?
+            .with_context(|| format!("listening on TCP {address} in {}", namespace.name()))?;
         let socket = namespace
-            .enter(|| UdpSocket::bind(everywhere))?
-            .with_context(|| format!("listening on UDP {port} in {}", namespace.name()))?;
+            .enter(|| UdpSocket::bind(address))?
+            .with_context(|| format!("listening on UDP {address} in {}", namespace.name()))?;
         let (tcp_name, udp_name) = (name.to_owned(), name.to_owned());
         let (tcp_ending, udp_ending) = (Arc::clone(&ending), Arc::clone(&ending));
         let threads = vec![

@@ -74,7 +74,7 @@ impl Scene {
 
 /// Sends `frames` and fails if any of them arrives at `pod`.
 fn never_arrive(link: &RawLink, frames: &[Vec<u8>], pod: &Pod) -> Result<()> {
-    let capture = Capture::start(pod.ns(), INTERFACE, &format!("udp port {PORT} or arp"))?;
+    let capture = Capture::inbound(pod.ns(), INTERFACE, &format!("udp port {PORT} or arp"))?;
     frames.iter().try_for_each(|frame| link.send(frame))?;
     throughout(WATCH, "nothing forged arrives", || {
         let seen = capture.lines();
@@ -85,7 +85,7 @@ fn never_arrive(link: &RawLink, frames: &[Vec<u8>], pod: &Pod) -> Result<()> {
 
 /// Sends `frame` and fails unless it arrives at `pod`.
 fn does_arrive(link: &RawLink, frame: &[u8], pod: &Pod) -> Result<()> {
-    let capture = Capture::start(pod.ns(), INTERFACE, &format!("udp port {PORT}"))?;
+    let capture = Capture::inbound(pod.ns(), INTERFACE, &format!("udp port {PORT}"))?;
     link.send(frame)?;
     capture.wait(PATIENCE).context("the honest form of the forgery does not arrive")
 }
@@ -135,7 +135,7 @@ fn a_forged_mac_is_dropped_and_takes_nobody_s_traffic() {
         let stolen = |mac| packet::udp_frame((bridge, mac), from, to, b"forged");
         never_arrive(&link, &[stolen(victim_mac), stolen(bridge), stolen([2, 0, 0, 0, 0, 9])], &scene.far)?;
         let capture =
-            Capture::start(scene.evil.ns(), INTERFACE, &format!("dst host {}", scene.victim.address()))?;
+            Capture::inbound(scene.evil.ns(), INTERFACE, &format!("dst host {}", scene.victim.address()))?;
         for _ in 0..10 {
             link.send(&stolen(victim_mac))?;
             probe::reach(scene.far.ns(), scene.victim.service(), "victim")?;
@@ -165,7 +165,7 @@ fn forged_arp_takes_nobody_s_traffic() {
         }
         let neighbours = |scene: &Scene| scene.hosts[0].ns()?.ip("neigh show nud permanent dev weave");
         let before = neighbours(&scene)?;
-        let capture = Capture::start(
+        let capture = Capture::inbound(
             scene.evil.ns(),
             INTERFACE,
             &format!(
@@ -255,7 +255,7 @@ fn a_stranger_s_vxlan_packets_are_dropped_and_a_peer_s_only_from_its_own_ranges(
                 socket.send_to(payload, target).map(drop).context("sending")
             })?
         };
-        let capture = |pod: &Pod| Capture::start(pod.ns(), INTERFACE, &format!("udp port {PORT}"));
+        let capture = |pod: &Pod| Capture::inbound(pod.ns(), INTERFACE, &format!("udp port {PORT}"));
         let honest = capture(&scene.victim)?;
         send(&scene.hosts[1], &inner(third.address()))?;
         honest.wait(PATIENCE).context("a peer's own packet does not arrive")?;

@@ -83,10 +83,10 @@ fn pods_reach_the_world_outside_behind_their_node_s_address() {
     run_in_lab(|lab| {
         let hosts = lab.mesh(&["a", "b"])?;
         let pod = hosts[0].pod("pod")?;
-        let _world = Server::start(lab.underlay(), "world", probe::PORT)?;
-        let seen = eventually(PATIENCE, "a pod reaches the world", || {
-            probe::reach(pod.ns(), format!("{OUTSIDE}:{}", probe::PORT).parse()?, "world")
-        })?;
+        let address = format!("{OUTSIDE}:{}", probe::PORT).parse()?;
+        let _world = Server::start_at(lab.underlay(), "world", address)?;
+        let seen =
+            eventually(PATIENCE, "a pod reaches the world", || probe::reach(pod.ns(), address, "world"))?;
         ensure!(seen.client.ip() == hosts[0].address(), "the world sees {}", seen.client);
         Ok(())
     });
