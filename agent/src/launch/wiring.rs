@@ -117,12 +117,24 @@ impl Wiring {
             match bound.await {
                 Ok(peers) => {
                     tracing::info!("Listening for peers on UDP {listen}");
+                    self.follow_secrets(settings, &peers, secrets);
                     return Ok(peers);
                 }
                 Err(error) => refused = Some(error),
             }
         }
         Err(refused.map_or_else(|| anyhow::anyhow!("there is no address to listen on"), Into::into))
+    }
+
+    /// A secret that is changed in its file is used without a restart.
+    fn follow_secrets(&mut self, settings: &Settings, peers: &PeerNet, secrets: Secrets) {
+        if let Some(path) = settings.identity.secret_file.clone() {
+            let watch = peers.watch_secrets(path, secrets);
+            self.spawn("the watch of the secret file", async move {
+                watch.finished().await;
+                bail!("it has ended")
+            });
+        }
     }
 
     /// Starts the brain and the performer.
