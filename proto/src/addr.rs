@@ -110,7 +110,9 @@ impl Cidr {
     /// The last address.
     #[must_use]
     pub fn last(self) -> IpAddr {
-        address_at(position(self.first) | (self.len() - 1), self.first)
+        let host_bits = family_bits(self.first) - self.prefix;
+        let host_mask = u128::MAX.checked_shr(128 - u32::from(host_bits)).unwrap_or(0);
+        address_at(position(self.first) | host_mask, self.first)
     }
 
     /// How many addresses the block holds. The whole of IPv6 (`::/0`) is counted one short.

@@ -171,7 +171,7 @@ impl Node {
             keep_the_agents_capabilities();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let server = Server::bind(Arc::clone(&room)).await.unwrap();
+                let server = Server::bind(Arc::clone(&room)).unwrap();
                 ready.send(()).unwrap();
                 let serving = server.run(async {
                     let _dropped = stopped.await;

@@ -1,11 +1,161 @@
 //! The status documents: what `weave status` prints, `weave report` dumps and the metrics count.
+//!
+//! There is one document, [`Status`]. The agent publishes a new one after each batch of work; the CLI, the HTTP
+//! server and the metrics read it and know nothing else, so that no two of them can disagree. Every part comes
+//! from the room that believes it. Fields are only ever added: a reader ignores those that it does not know.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::peer::UniverseId;
+use crate::peer::{SPOKEN, UniverseId, WireVersion};
 use crate::{Cidr, Nickname, PeerName, PeerUid, Span};
+
+/// Everything an operator may want to know of one agent, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The program's version.
+    pub version: String,
+    /// The versions of the peer protocol that it speaks.
+    pub wire: WireStatus,
+    /// When the agent started, in seconds since 1970.
+    pub started_at: u64,
+    /// The peer's short name.
+    pub name: PeerName,
+    /// The host name.
+    pub nickname: Nickname,
+    /// The incarnation: how often the agent has started.
+    pub uid: PeerUid,
+    /// What must still happen before a pod can be attached; empty when the agent is ready.
+    pub waiting_for: Vec<String>,
+    /// What an operator should know and change, a sentence each with its remedy.
+    pub warnings: Vec<String>,
+    /// The mesh: who is there and who is linked to whom.
+    pub router: RouterStatus,
+    /// The IP allocator; none if the agent runs without.
+    pub ipam: Option<IpamStatus>,
+    /// What the agent keeps up on this node.
+    pub node: NodeStatus,
+}
+
+impl Status {
+    /// The status of an agent that has just started and knows nobody: to build on, and for tests.
+    #[must_use]
+    pub fn starting(name: PeerName, nickname: Nickname, uid: PeerUid) -> Self {
+        Self {
+            version: String::new(),
+            wire: WireStatus { lowest: SPOKEN.0, highest: SPOKEN.1 },
+            started_at: 0,
+            name,
+            nickname,
+            uid,
+            waiting_for: vec!["the agent to finish starting".to_owned()],
+            warnings: Vec::new(),
+            router: RouterStatus::default(),
+            ipam: None,
+            node: NodeStatus::default(),
+        }
+    }
+
+    /// Whether a pod could be attached now.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.waiting_for.is_empty()
+    }
+}
+
+/// The lowest and the highest version of the peer protocol that an agent speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireStatus {
+    /// The lowest.
+    pub lowest: WireVersion,
+    /// The highest.
+    pub highest: WireVersion,
+}
+
+/// The mesh as this peer sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RouterStatus {
+    /// The UDP port of the control plane.
+    pub port: u16,
+    /// Whether peers learned from others are dialled.
+    pub discovery: bool,
+    /// The soft limit of connections; none if there is none.
+    pub conn_limit: Option<u32>,
+    /// What is encrypted, and with what.
+    pub encryption: EncryptionStatus,
+    /// Where the agent was told to find peers.
+    pub targets: Vec<TargetStatus>,
+    /// Connections and attempts at them.
+    pub connections: Vec<ConnectionStatus>,
+    /// All peers known, this one first, then by name.
+    pub peers: Vec<PeerStatus>,
+    /// How many established connections have ended since the start.
+    pub terminations: u64,
+    /// Messages of peers that were not believed since the start, counted by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What is encrypted, and with what. Control is always encrypted; the question there is who may take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EncryptionStatus {
+    /// Whether pod packets are.
+    pub data: DataEncryption,
+    /// What a peer must know to take part.
+    pub control: ControlTrust,
+}
+
+/// Whether pod packets are encrypted on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataEncryption {
+    /// They travel as they are.
+    #[default]
+    Disabled,
+    /// They are encrypted.
+    Enabled,
+}
+
+/// What a peer must know to take part in the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ControlTrust {
+    /// Nothing: no secret was given, so a well-known one serves.
+    #[default]
+    #[serde(rename = "public secret")]
+    PublicSecret,
+    /// The cluster's own secret.
+    #[serde(rename = "cluster secret")]
+    ClusterSecret,
+}
+
+/// One place where a peer is expected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// As it was given: `host` or `host:port`.
+    pub target: String,
+    /// Why it is of no use now, such as a name that cannot be resolved.
+    pub problem: Option<String>,
+}
+
+/// What the agent keeps up on its node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The node's own address in the overlay, once it has one.
+    pub address: Option<IpAddr>,
+    /// The largest packet a pod may send.
+    pub mtu: Option<u32>,
+    /// How many pods are attached.
+    pub pods: u64,
+    /// What could not be brought into the desired state, an object and an error each.
+    pub problems: Vec<String>,
+    /// Times that something was found changed or missing and put right, counted by kind of object.
+    pub repairs: BTreeMap<String, u64>,
+    /// Packets that the node refused, counted by reason.
+    pub drops: BTreeMap<String, u64>,
+}
 
 /// One connection or attempt at one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +178,7 @@ pub struct ConnectionStatus {
     pub method: Option<MethodStatus>,
 }
 
-/// How far a connection has come. Weave's words.
+/// How far a connection has come. Weave's words, in the order in which the summary counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConnectionState {
@@ -42,6 +192,24 @@ pub enum ConnectionState {
     Failed,
     /// An attempt is under way.
     Connecting,
+}
+
+impl ConnectionState {
+    /// Every state, in order.
+    pub const ALL: [Self; 5] =
+        [Self::Established, Self::Pending, Self::Retrying, Self::Failed, Self::Connecting];
+
+    /// Weave's word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::Pending => "pending",
+            Self::Retrying => "retrying",
+            Self::Failed => "failed",
+            Self::Connecting => "connecting",
+        }
+    }
 }
 
 /// The data-plane method to one peer.
@@ -110,13 +278,16 @@ pub struct IpamStatus {
     pub allocations: Vec<AllocationStatus>,
     /// Addresses freed a short while ago and not given out again yet.
     pub quarantined: u64,
-    /// Requests waiting, and for what.
+    /// Requests waiting, and for what. One that wants a certain address begins with [`CLAIM`].
     pub pending: Vec<String>,
     /// Updates refused since the start, by reason.
     pub refused: Vec<String>,
     /// Peers removed for good, and who has or will have their ranges.
     pub removed: Vec<RemovedStatus>,
 }
+
+/// How a line of [`IpamStatus::pending`] begins whose request wants a certain address.
+pub const CLAIM: &str = "claim ";
 
 /// One peer's part of the range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,100 @@
+# The verbs. `make` alone teaches them.
+#
+# Profiles: tests and the demonstration run the development build, whose dependencies are optimised and whose own
+# code is not: it is what the unit tests need anyway, so that everything is compiled once, and its overflow checks
+# and debug assertions belong in a test. The bench runs the release build, since a number about anything else
+# says nothing to an operator.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export KEEP
+# A failure's message says where; the backtrace of every error value would bury it.
+export RUST_LIB_BACKTRACE ?= 0
+
+LOCKED := --locked
+BINARIES := weave-agent weave-cni weave-netns
+HAVE_NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+
+# binary:Debian package. Only what is missing is installed.
+TOOLS := cc:gcc make:make ip:iproute2 nft:nftables iptables-restore:iptables tcpdump:tcpdump ping:iputils-ping \
+         conntrack:conntrack ethtool:ethtool strace:strace /usr/lib/cni/bridge:containernetworking-plugins
+
+.PHONY: help demo demo-clean test test-unit test-netns lint bench tools build clean
+
+help: ## this text
+	@echo "weave: an overlay network for containers"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo KEEP=1            leave the demonstration up to look around"
+	@echo "  make test-netns ONLY=guard  only the namespace tests whose names contain 'guard'"
+	@echo "  make bench PARTS=cni        only a part: dataplane cni rest handmade"
+
+demo: tools ## three nodes and six pods in network namespaces, and two accidents (root)
+	@cargo build $(LOCKED) --workspace --bins
+	@target/debug/demo
+
+demo-clean: ## remove what KEEP=1 left up
+	@cargo build $(LOCKED) --workspace --bins
+	@target/debug/demo --clean
+
+test: tools test-unit test-netns ## every test: unit, property, documentation, namespaces (root)
+
+test-unit: ## the tests that need no namespaces
+	cargo build $(LOCKED) --workspace --bins --tests
+ifdef HAVE_NEXTEST
+	cargo nextest run $(LOCKED) --workspace
+else
+	cargo test $(LOCKED) --workspace --lib --bins
+endif
+	cargo test $(LOCKED) --workspace --doc
+
+ONLY ?=
+
+test-netns: ## the namespace tests, one after the other (root)
+	cargo build $(LOCKED) --workspace --bins --tests
+ifdef HAVE_NEXTEST
+	cargo nextest run $(LOCKED) --workspace --profile netns $(ONLY)
+else
+	cargo test $(LOCKED) --workspace --test '*' -- --test-threads=1 $(ONLY)
+endif
+
+lint: ## formatting, clippy and documentation, warnings forbidden
+	cargo fmt --all --check
+	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --workspace --no-deps --document-private-items
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	 else echo "cargo-deny is not installed: licences and sources are not checked"; fi
+
+PARTS ?=
+ROUNDS ?= 7
+
+bench: tools ## ours beside hand-made references: a table, and target/bench.json (root)
+	cargo build $(LOCKED) --release $(addprefix -p ,$(BINARIES))
+	target/release/bench --rounds $(ROUNDS) $(PARTS)
+
+build: ## the release binaries
+	cargo build $(LOCKED) --release $(addprefix -p ,$(BINARIES))
+
+tools: ## install the programs that are missing (Debian and Ubuntu, root)
+	@missing=""; \
+	for tool in $(TOOLS); do \
+	  command -v "$${tool%%:*}" >/dev/null || PATH="$$PATH:/usr/sbin:/sbin" command -v "$${tool%%:*}" >/dev/null || missing+=" $${tool##*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get >/dev/null || { echo "please install:$$missing" >&2; exit 1; }; \
+	  [ "$$(id -u)" = 0 ] || { echo "missing:$$missing; run as root once (sudo make tools) to install them" >&2; exit 1; }; \
+	  echo "installing:$$missing"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get -qq update </dev/null; \
+	  apt-get -qq install -y --no-install-recommends $$missing </dev/null >/dev/null; \
+	fi
+	@if [ "$$(id -u)" = 0 ]; then \
+	  for module in br_netfilter vxlan veth nf_tables; do modprobe -q "$$module" 2>/dev/null || true; done; \
+	fi
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
+
+clean: ## remove what was built
+	cargo clean

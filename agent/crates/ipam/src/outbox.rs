@@ -1,0 +1,70 @@
+//! Outputs in the making.
+//!
+//! While a piece of news is handled, changes for the store and things to say are collected apart; when it has been
+//! handled, they leave as one [`Output::Persist`] and behind it everything that depends on it. So nothing can be
+//! said before it is durable, in whatever order the code came across it, and one piece of news costs at most one
+//! write to the disk.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use weave_proto::PeerName;
+use weave_proto::peer::ipam::IpamState;
+
+use crate::api::{Output, StoreOp};
+
+/// What is to leave, and what has left but was not collected yet.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outbox {
+    ready: VecDeque<Output>,
+    said: Vec<Output>,
+    state_changed: bool,
+    ranges_changed: bool,
+    teach: BTreeSet<PeerName>,
+}
+
+impl Outbox {
+    /// What this peer knows has changed: to be made durable and told to all neighbours.
+    pub(crate) const fn state_changed(&mut self) {
+        self.state_changed = true;
+    }
+
+    /// Somebody's ranges have changed.
+    pub(crate) const fn ranges_changed(&mut self) {
+        self.ranges_changed = true;
+    }
+
+    /// `peer` knows less than this one.
+    pub(crate) fn teach(&mut self, peer: PeerName) {
+        self.teach.insert(peer);
+    }
+
+    /// To be done once everything that has changed is durable.
+    pub(crate) fn say(&mut self, output: Output) {
+        self.said.push(output);
+    }
+
+    /// Lets everything leave that was collected, behind the changes of the store.
+    pub(crate) fn flush(&mut self, mut changes: Vec<StoreOp>, state: impl Fn() -> IpamState) {
+        if self.state_changed {
+            changes.push(StoreOp::PutState(Box::new(state())));
+        }
+        if !changes.is_empty() {
+            self.ready.push_back(Output::Persist(changes));
+        }
+        if std::mem::take(&mut self.ranges_changed) {
+            self.ready.push_back(Output::RangesChanged);
+        }
+        self.ready.extend(self.said.drain(..));
+        let teach = std::mem::take(&mut self.teach);
+        if std::mem::take(&mut self.state_changed) {
+            self.ready.push_back(Output::Gossip(Box::new(state())));
+        } else {
+            self.ready.extend(teach.into_iter().map(|peer| Output::GossipTo(peer, Box::new(state()))));
+        }
+    }
+
+    /// The next output.
+    pub(crate) fn poll(&mut self) -> Option<Output> {
+        self.ready.pop_front()
+    }
+}

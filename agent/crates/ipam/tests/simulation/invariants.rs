@@ -1,0 +1,138 @@
+//! What is true at every moment, and what becomes true when the world comes to rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use weave_ipam::{Answer, Ipam, Request, universe_id};
+use weave_proto::PeerName;
+use weave_proto::peer::UniverseId;
+use weave_proto::peer::ipam::{IpamPhase, IpamState, Removal};
+
+use crate::world::{Machine, Weather, World};
+
+/// At every moment: no address has two holders or two owners, and there is one universe.
+///
+/// A removed machine does not count from the moment that a majority has said so. It may still be holding
+/// addresses behind some wall, where nobody can reach it; see [`nobody_reachable_shares`].
+pub(crate) fn always(world: &World) {
+    let removed = removed(world);
+    let present =
+        || world.machines.iter().filter(|machine| !machine.gone && !removed.contains(&machine.name));
+    let mut holders = BTreeMap::<IpAddr, PeerName>::new();
+    for machine in present() {
+        for address in machine.held() {
+            let other = holders.insert(address, machine.name);
+            assert_eq!(other, None, "{address} has two holders, {} is one", machine.name);
+        }
+    }
+    let mut owned = Vec::new();
+    for machine in present() {
+        let Some(ring) = machine.knows().as_ref().and_then(ring_of) else { continue };
+        owned.extend(ring.ranges_of(machine.name).into_iter().map(|span| (span, machine.name)));
+    }
+    owned.sort();
+    for pair in owned.windows(2) {
+        assert!(pair[0].0.last() < pair[1].0.first(), "owned twice: {:?} and {:?}", pair[0], pair[1]);
+    }
+    let universes: BTreeSet<UniverseId> =
+        present().filter_map(Machine::knows).filter_map(|state| universe_of(&state)).collect();
+    assert!(universes.len() <= 1, "more than one universe: {universes:?}");
+}
+
+/// Whoever can be reached and has heard what everybody has to say holds nothing that somebody else holds.
+pub(crate) fn nobody_reachable_shares(world: &World) {
+    let mut holders = BTreeMap::<IpAddr, PeerName>::new();
+    for (machine, ipam) in world.up() {
+        for allocation in ipam.allocations() {
+            let other = holders.insert(allocation.address, machine.name);
+            assert_eq!(other, None, "{} has two holders, {} is one", allocation.address, machine.name);
+        }
+    }
+}
+
+/// The weather clears, the walls fall, everybody who can starts.
+pub(crate) fn heal(world: &mut World) {
+    world.weather = Weather::CALM;
+    for index in 0..world.machines.len() {
+        world.machines[index].side = 0;
+        world.keep_power(index);
+        world.start(index);
+    }
+    world.pass(Duration::from_secs(60));
+    always(world);
+}
+
+/// After healing: everybody knows the same, and has heard nothing it had to refuse.
+pub(crate) fn agreed(world: &World) {
+    let digests: BTreeSet<u64> = world.up().map(|(_, ipam)| ipam.digest()).collect();
+    assert!(digests.len() <= 1, "rings differ after healing: {:?}", world.refused);
+    assert!(world.up().all(|(_, ipam)| ipam.universe_id().is_some()), "no universe: {}", states(world));
+    assert!(world.refused.is_empty(), "{:?}", world.refused);
+    nobody_reachable_shares(world);
+}
+
+/// Everybody gets an address.
+pub(crate) fn everybody_is_served(world: &mut World) {
+    let up: Vec<usize> =
+        (0..world.machines.len()).filter(|index| world.machines[*index].ipam.is_some()).collect();
+    let requests: Vec<_> = up.iter().map(|index| world.allocate(*index)).collect();
+    world.pass(Duration::from_secs(30));
+    for request in requests {
+        let reply = world.replies.get(&request).expect("every request is answered in time");
+        assert!(matches!(reply, Ok(Answer::Allocated { .. })), "not served: {reply:?}; {}", states(world));
+    }
+    always(world);
+}
+
+/// When all that is gone has been removed, all of the range belongs to somebody who is there.
+pub(crate) fn nothing_is_lost(world: &mut World) {
+    let gone: Vec<PeerName> = world.machines.iter().filter(|m| m.gone).map(|machine| machine.name).collect();
+    let Some(one) = world.machines.iter().position(|machine| machine.ipam.is_some()) else { return };
+    for peer in gone {
+        world.ask(one, Request::RemovePeer { peer, force: false });
+    }
+    world.pass(Duration::from_secs(60));
+    agreed(world);
+    let here: BTreeSet<PeerName> = world.up().map(|(machine, _)| machine.name).collect();
+    let (_, ipam) = world.up().next().unwrap();
+    let owners: BTreeSet<PeerName> = ipam.ranges().into_keys().collect();
+    assert!(owners.is_subset(&here), "{owners:?} own, {here:?} are here; {}", states(world));
+}
+
+/// Everybody's status line.
+pub(crate) fn states(world: &World) -> String {
+    let line = |(machine, ipam): (&Machine, &Ipam)| {
+        let status = ipam.status(world.now);
+        format!("{}: {} {:?} {:?}; ", machine.name, status.state, status.removed, status.refused)
+    };
+    world.up().map(line).collect()
+}
+
+fn removed(world: &World) -> BTreeSet<PeerName> {
+    let mut removed = BTreeSet::new();
+    for state in world.machines.iter().filter_map(Machine::knows) {
+        if let IpamPhase::Founded(founded) = &state.phase {
+            let decided = founded.removals.iter().filter(|(_, r)| matches!(r, Removal::Decided { .. }));
+            removed.extend(decided.map(|(peer, _)| *peer));
+        }
+    }
+    removed
+}
+
+fn ring_of(state: &IpamState) -> Option<weave_ipam::ring::Ring> {
+    match &state.phase {
+        IpamPhase::Electing(_) => None,
+        IpamPhase::Founded(founded) => Some(
+            weave_ipam::ring::Ring::from_entries(state.universe, &founded.ring)
+                .expect("what is known is a ring"),
+        ),
+    }
+}
+
+fn universe_of(state: &IpamState) -> Option<UniverseId> {
+    match &state.phase {
+        IpamPhase::Electing(_) => None,
+        IpamPhase::Founded(founded) => Some(universe_id(state.universe, &founded.founding)),
+    }
+}

@@ -1,0 +1,126 @@
+//! From what is known of each peer to the table that the kernel is made to hold.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use weave_proto::peer::Features;
+use weave_proto::{Cidr, PeerName};
+
+/// A way to carry a pod's packet to another node, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Method {
+    /// The kernel's VXLAN on UDP 6784: in clear, nothing in user space.
+    FastDp,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FastDp => "fastdp",
+        })
+    }
+}
+
+/// What is known of a peer, live or from before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerFacts {
+    /// What its data plane can do.
+    pub features: Features,
+    /// Where its packets come from and go to: the remote address of the present link, or of the last one.
+    pub underlay: Option<IpAddr>,
+    /// Its own address on its bridge: the next hop of its routes.
+    pub overlay: Option<IpAddr>,
+    /// The addresses it owns, in aligned blocks.
+    pub ranges: Vec<Cidr>,
+}
+
+/// How one peer's pods are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerPath {
+    /// The peer. Its name is also the MAC address of its VTEP.
+    pub peer: PeerName,
+    /// The method: the device that the routes point to.
+    pub method: Method,
+    /// Where to send the encapsulated packets.
+    pub underlay: IpAddr,
+    /// The next hop of the routes.
+    pub overlay: IpAddr,
+    /// The destinations, ascending.
+    pub ranges: Vec<Cidr>,
+}
+
+/// Why a peer's pods cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NoPath {
+    /// It owns no addresses, so there is nothing to reach.
+    OwnsNothing,
+    /// It has not told which address its bridge has.
+    NoOverlayAddress,
+    /// There has never been a direct link to it, so where its packets should go is unknown.
+    NoDirectLink,
+    /// One of the two data planes cannot do any method that the other can.
+    NoCommonMethod,
+}
+
+impl fmt::Display for NoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OwnsNothing => "owns no addresses yet",
+            Self::NoOverlayAddress => "has not announced its bridge address yet",
+            Self::NoDirectLink => "no direct link yet: open UDP 6783 and 6784 between the two nodes",
+            Self::NoCommonMethod => "no common method: a kernel without VXLAN at one end",
+        })
+    }
+}
+
+/// What was decided for one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// Its pods are reached like this.
+    Path(PeerPath),
+    /// Its pods cannot be reached.
+    None(NoPath),
+}
+
+/// The paths to all peers that have one, in the order of names. Equal facts give equal tables.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ForwardingTable {
+    /// One path a peer.
+    pub paths: Vec<PeerPath>,
+}
+
+/// Decides for every peer, given what this node's own data plane can do.
+#[must_use]
+pub fn choose(own: Features, peers: &BTreeMap<PeerName, PeerFacts>) -> BTreeMap<PeerName, Choice> {
+    peers.iter().map(|(&peer, facts)| (peer, choose_one(own, peer, facts))).collect()
+}
+
+fn choose_one(own: Features, peer: PeerName, facts: &PeerFacts) -> Choice {
+    if facts.ranges.is_empty() {
+        return Choice::None(NoPath::OwnsNothing);
+    }
+    let Some(overlay) = facts.overlay else { return Choice::None(NoPath::NoOverlayAddress) };
+    let Some(underlay) = facts.underlay else { return Choice::None(NoPath::NoDirectLink) };
+    if !own.has(Features::FASTDP) || !facts.features.has(Features::FASTDP) {
+        return Choice::None(NoPath::NoCommonMethod);
+    }
+    let mut ranges = facts.ranges.clone();
+    ranges.sort_unstable();
+    Choice::Path(PeerPath { peer, method: Method::FastDp, underlay, overlay, ranges })
+}
+
+impl ForwardingTable {
+    /// The table of all the paths among `choices`.
+    #[must_use]
+    pub fn of(choices: &BTreeMap<PeerName, Choice>) -> Self {
+        let path = |choice: &Choice| match choice {
+            Choice::Path(path) => Some(path.clone()),
+            Choice::None(_) => None,
+        };
+        Self { paths: choices.values().filter_map(path).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! Measuring a path between two namespaces, and the arithmetic of honest comparisons.
+//!
+//! Sender and receiver are threads with plain blocking sockets. Where one flow is measured, each is held on a
+//! processor of its own: left alone, the scheduler now puts them together and now apart, and the difference
+//! between the two is larger than anything that is to be measured.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::ns::Netns;
+use crate::wait::pause;
+
+/// How long a stream runs before it is measured: TCP has left slow start by then.
+const WARM_UP: Duration = Duration::from_millis(150);
+/// As much as one TCP system call moves.
+const CHUNK: usize = 128 * 1024;
+/// The content of the smallest packets.
+const SMALL: usize = 18;
+
+/// Two namespaces and the address of the second.
+#[derive(Debug, Clone, Copy)]
+pub struct Path<'a> {
+    /// Where the sender is.
+    pub from: &'a Netns,
+    /// Where the receiver is.
+    pub to: &'a Netns,
+    /// The receiver's address.
+    pub address: Ipv4Addr,
+}
+
+/// Gigabits a second through `streams` TCP connections.
+///
+/// # Errors
+/// There is no connection.
+pub fn tcp_gigabits(path: Path<'_>, streams: usize, period: Duration) -> Result<f64> {
+    let load = TcpLoad::start(path, streams)?;
+    pause(WARM_UP);
+    let (before, start) = (load.received(), Instant::now());
+    pause(period);
+    let (bytes, elapsed) = (load.received() - before, start.elapsed());
+    load.finish()?;
+    Ok(as_f64(bytes) * 8.0 / elapsed.as_secs_f64() / 1e9)
+}
+
+/// Thousands of smallest UDP packets a second that arrive.
+///
+/// # Errors
+/// The path does not work.
+pub fn udp_kilopackets(path: Path<'_>, period: Duration) -> Result<f64> {
+    let receiver = path.to.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let target = SocketAddr::from((path.address, receiver.local_addr()?.port()));
+    let sender = path.from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    sender.connect(target)?;
+    let (ending, arrived) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            hold_on(1);
+            let mut buffer = [0; 64];
+            while !ending.load(Ordering::Relaxed) {
+                if receiver.recv(&mut buffer).is_ok() {
+                    arrived.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        scope.spawn(|| {
+            hold_on(0);
+            while !ending.load(Ordering::Relaxed) {
+                let _ = sender.send(&[0; SMALL]);
+            }
+        });
+        pause(WARM_UP);
+        let (before, start) = (arrived.load(Ordering::Relaxed), Instant::now());
+        pause(period);
+        let packets = arrived.load(Ordering::Relaxed) - before;
+        let rate = as_f64(packets) / start.elapsed().as_secs_f64() / 1e3;
+        ending.store(true, Ordering::Relaxed);
+        Ok(rate)
+    })
+}
+
+/// Round trips of one small datagram at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct RoundTrips {
+    /// Half of them were faster, in microseconds.
+    pub p50: f64,
+    /// All but a hundredth were faster, in microseconds.
+    pub p99: f64,
+}
+
+/// Measures round trips for a while.
+///
+/// # Errors
+/// The path does not work.
+pub fn round_trips(path: Path<'_>, period: Duration) -> Result<RoundTrips> {
+    let responder = path.to.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    responder.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let target = SocketAddr::from((path.address, responder.local_addr()?.port()));
+    let asker = path.from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    asker.set_read_timeout(Some(Duration::from_millis(200)))?;
+    asker.connect(target)?;
+    let ending = AtomicBool::new(false);
+    let mut samples = thread::scope(|scope| {
+        scope.spawn(|| {
+            hold_on(1);
+            let mut buffer = [0; 64];
+            while !ending.load(Ordering::Relaxed) {
+                if let Ok((length, client)) = responder.recv_from(&mut buffer) {
+                    let _ = responder.send_to(&buffer[..length], client);
+                }
+            }
+        });
+        let asked = scope.spawn(|| {
+            hold_on(0);
+            ask_for(&asker, period)
+        });
+        let samples = asked.join().map_err(|_| anyhow!("the asking thread panicked"));
+        ending.store(true, Ordering::Relaxed);
+        samples
+    })?;
+    samples.sort_by(f64::total_cmp);
+    let at = |part: usize| samples.get(samples.len() * part / 100).copied().context("no round trip in time");
+    Ok(RoundTrips { p50: at(50)?, p99: at(99)? })
+}
+
+/// Measures round trips while one TCP stream fills the same path.
+///
+/// # Errors
+/// The path does not work.
+pub fn round_trips_loaded(path: Path<'_>, period: Duration) -> Result<RoundTrips> {
+    let load = TcpLoad::start(path, 1)?;
+    pause(WARM_UP);
+    let measured = round_trips(path, period);
+    load.finish()?;
+    measured
+}
+
+/// The middle of some values.
+#[must_use]
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+/// Runs the calling thread on one processor only, where the machine has that many.
+pub fn hold_on(processor: usize) {
+    let count = thread::available_parallelism().map_or(1, usize::from);
+    let mut set = CpuSet::new();
+    set.set(processor % count);
+    // A machine that forbids it measures a little less evenly.
+    let _ = sched_setaffinity(None, &set);
+}
+
+/// Some TCP connections at full speed.
+struct TcpLoad {
+    ending: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    threads: Vec<thread::JoinHandle<Result<()>>>,
+}
+
+impl TcpLoad {
+    fn start(path: Path<'_>, streams: usize) -> Result<Self> {
+        let listener = path.to.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        let target = SocketAddr::from((path.address, listener.local_addr()?.port()));
+        let mut load = Self { ending: Arc::default(), received: Arc::default(), threads: Vec::new() };
+        let alone = streams == 1;
+        for _ in 0..streams {
+            let sender =
+                path.from.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(3)))??;
+            let (receiver, _) = listener.accept()?;
+            let (ending, received) = (Arc::clone(&load.ending), Arc::clone(&load.received));
+            load.threads.push(thread::spawn(move || fill(sender, alone, &ending)));
+            load.threads.push(thread::spawn(move || drain(receiver, alone, &received)));
+        }
+        Ok(load)
+    }
+
+    fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    fn finish(self) -> Result<()> {
+        self.ending.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().map_err(|_| anyhow!("a TCP thread panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+fn fill(mut stream: TcpStream, alone: bool, ending: &AtomicBool) -> Result<()> {
+    if alone {
+        hold_on(0);
+    }
+    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    let chunk = vec![0; CHUNK];
+    while !ending.load(Ordering::Relaxed) {
+        stream.write_all(&chunk).context("the stream broke")?;
+    }
+    Ok(())
+}
+
+fn drain(mut stream: TcpStream, alone: bool, received: &AtomicU64) -> Result<()> {
+    if alone {
+        hold_on(1);
+    }
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let length = stream.read(&mut buffer).context("the stream broke")?;
+        if length == 0 {
+            return Ok(());
+        }
+        received.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
+
+fn ask_for(asker: &UdpSocket, period: Duration) -> Vec<f64> {
+    let (start, mut samples, mut buffer) = (Instant::now(), Vec::new(), [0; 64]);
+    while start.elapsed() < period {
+        let asked = Instant::now();
+        if asker.send(&[0; SMALL]).is_ok() && asker.recv(&mut buffer).is_ok() {
+            samples.push(asked.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    samples
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of one measurement are far below 2^52")]
+const fn as_f64(count: u64) -> f64 {
+    count as f64
+}
