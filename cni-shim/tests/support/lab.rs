@@ -1,8 +1,10 @@
 //! A node in a network namespace of its own, with a bridge made by hand, the agent's server, and pods.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -183,7 +185,15 @@ impl Node {
             });
         });
         is_ready.recv().unwrap();
+        self.wait_for_an_answer();
         self.server = Some(Running { stop, thread });
+    }
+
+    /// What is left from before is settled before the first request is answered.
+    fn wait_for_an_answer(&self) {
+        let mut stream = UnixStream::connect(self.folder.join("cni.sock")).unwrap();
+        stream.write_all(b"{\"protocol\":1,\"verb\":\"status\"}\n").unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
     }
 
     /// Stops the agent's server.
