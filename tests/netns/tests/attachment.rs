@@ -10,7 +10,7 @@ use weave_netns::cni::{self, Call, INTERFACE};
 use weave_netns::command;
 use weave_netns::fingerprint::difference;
 use weave_netns::ns::Netns;
-use weave_netns::probe;
+use weave_netns::probe::{self, Flow};
 use weave_netns::{AgentOptions, Host, Lab, Pod, eventually, run_in_lab};
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -69,6 +69,40 @@ fn attach_all(host: &Host, attempt: usize) -> Result<(Vec<Pod>, Duration)> {
             .collect::<Result<_>>()
     })?;
     Ok((pods, start.elapsed()))
+}
+
+/// Nothing of what ADD promises may wait for, or be undone by, the work for other pods.
+#[test]
+fn a_pod_talks_from_the_moment_that_add_returns_while_others_come_and_go() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh(&["a", "b"])?;
+        let far = hosts[1].pod("far")?;
+        let steady = hosts[0].pod("steady")?;
+        let _servers = [far.serve()?, steady.serve()?];
+        eventually(PATIENCE, "the mesh is up", || probe::reach(steady.ns(), far.service(), "far"))?;
+        let flow = Flow::udp(far.ns(), steady.service(), Duration::from_millis(10))?;
+        let (node, hosts) = (hosts[0].ns()?, &hosts);
+        let come_and_go = &|visitor: usize| -> Result<()> {
+            for turn in 0..12 {
+                let pod = hosts[0].pod(&format!("v{visitor}t{turn}"))?;
+                let told = || format!("{} ({}) after ADD", pod.container(), pod.address());
+                probe::ask_udp(pod.ns(), far.service()).with_context(told)?;
+                probe::ping(&node, pod.address()).with_context(told)?;
+                probe::ask_udp(pod.ns(), steady.service()).with_context(told)?;
+                pod.detach(&hosts[0])?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let visitors: Vec<_> = (0..3).map(|visitor| scope.spawn(move || come_and_go(visitor))).collect();
+            visitors
+                .into_iter()
+                .try_for_each(|visitor| visitor.join().map_err(|_| anyhow!("a visitor panicked"))?)
+        })?;
+        let report = flow.finish()?;
+        ensure!(report.lost == 0, "another pod noticed: {report:?}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -216,7 +250,7 @@ fn an_address_is_on_disk_before_it_is_answered() {
         tracer.finish()?;
         let text = std::fs::read_to_string(&trace).context("reading the trace")?;
         let lines: Vec<_> = text.lines().collect();
-        let address = format!("{}/", pod.address());
+        let address = format!("\\\"{}\\\"", pod.address());
         let answered = lines
             .iter()
             .position(|line| is_write(line) && line.contains(&address))
