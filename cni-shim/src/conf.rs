@@ -92,7 +92,6 @@ struct Written {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct WrittenIpam {
-    r#type: Option<String>,
     subnet: Option<String>,
     gateway: Option<IpAddr>,
     routes: Option<Vec<WrittenRoute>>,
@@ -149,10 +148,7 @@ pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
     }
     let unsupported = unsupported(&written);
     let runtime = lower_case(written.runtime_config.unwrap_or_default());
-    let ipam: WrittenIpam =
-        serde_json::from_value(Value::Object(written.ipam.unwrap_or_default())).map_err(|error| {
-            Refusal::new(ErrorCode::Decode, format!("cannot read ipam in the configuration: {error}"))
-        })?;
+    let (delegate, ipam) = ipam(written.ipam.unwrap_or_default())?;
     Ok(Conf {
         version,
         network,
@@ -164,7 +160,7 @@ pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
             routes: ipam.routes.map(routes).transpose()?,
         },
         gateway: ipam.gateway,
-        delegate: ipam.r#type.filter(|name| !name.is_empty() && name != "weave-ipam"),
+        delegate,
         dns: runtime.get("dns").and_then(runtime_dns).or(written.dns),
         run_dir: absolute("runDir", written.run_dir, RUN_DIR)?,
         data_dir: absolute("dataDir", written.data_dir, DATA_DIR)?,
@@ -183,6 +179,20 @@ pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
 impl From<WrittenAttachment> for AttachmentKey {
     fn from(written: WrittenAttachment) -> Self {
         Self { container: written.container, interface: written.ifname }
+    }
+}
+
+/// The IPAM section: another plugin's name, or what it says to our own. What it says to another plugin is between
+/// the two.
+fn ipam(section: serde_json::Map<String, Value>) -> Result<(Option<String>, WrittenIpam), Refusal> {
+    let decode = |error: serde_json::Error| {
+        Refusal::new(ErrorCode::Decode, format!("cannot read ipam in the configuration: {error}"))
+    };
+    let name = section.get("type").cloned().unwrap_or_default();
+    let name: Option<String> = serde_json::from_value(name).map_err(decode)?;
+    match name.filter(|name| !name.is_empty() && name != "weave-ipam") {
+        Some(delegate) => Ok((Some(delegate), WrittenIpam::default())),
+        None => Ok((None, serde_json::from_value(Value::Object(section)).map_err(decode)?)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The verbs of `weave-ipam`: an address of the network for another plugin's interface.
 
 use weave_proto::local::cni::{
-    Address, Allocate, Answer, Call, Del, ErrorCode, Gc, Refusal, Release, Tombstone, Verify,
+    Address, Allocate, Answer, Call, Del, ErrorCode, Gc, Refusal, Release, Settings, Tombstone, Verify,
 };
 
 use crate::agent::{
@@ -37,8 +37,8 @@ fn done(conf: &Conf, call: Call, limits: (std::time::Duration, ErrorCode)) -> Re
     Ok(None)
 }
 
-/// The interface and its configuration belong to the plugin that calls us; so does a wish such as `ipMasq`, which
-/// stands outside our section of it.
+/// The interface and its configuration belong to the plugin that calls us: keys such as `bridge`, `mtu` or `ipMasq`
+/// stand outside our section and are about its interface.
 fn add(environment: &Environment, conf: &Conf) -> Result<serde_json::Value, Refusal> {
     if let Some(refusal) = conf.unsupported.as_ref().filter(|refusal| refusal.msg.contains("runtimeConfig")) {
         return Err(refusal.clone());
@@ -49,7 +49,7 @@ fn add(environment: &Environment, conf: &Conf) -> Result<serde_json::Value, Refu
         netns: environment.netns.clone(),
         begun: now(),
         pod: environment.pod(),
-        settings: conf.settings.clone(),
+        settings: Settings { subnet: conf.settings.subnet, ..Settings::default() },
     };
     let limits = (ADD_PATIENCE, ErrorCode::TryAgain);
     let addresses = match ask_for(&conf.run_dir, Call::Allocate(call), &[], limits)? {

@@ -87,7 +87,7 @@ fn add(
         (Err(failure), None) => return Err(failure),
     };
     let mut result = CniResult::of(&attached, &environment.netns);
-    result.dns = conf.dns.clone().or(lease.map(|lease| lease.dns)).unwrap_or_default();
+    result.dns = conf.dns.clone().or_else(|| lease.map(|lease| lease.dns)).unwrap_or_default();
     let result = match earlier {
         Some(earlier) => result.after(earlier),
         None => result,

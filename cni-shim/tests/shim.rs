@@ -1,6 +1,8 @@
 //! The real binary against an agent that says what it is told: environment, configuration, results, error codes,
 //! deadlines, tombstones. No root needed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::path::Path;

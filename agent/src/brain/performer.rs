@@ -11,7 +11,7 @@ use weave_topology::{DialId, LinkId, Target};
 
 use super::{Caller, Input};
 use crate::peer::PeerNet;
-use crate::store::{self, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::task;
 
 /// Something to do outside the brain.
@@ -88,16 +88,16 @@ pub async fn performer(
 fn split(effects: impl Iterator<Item = Effect>) -> (Vec<StoreOp>, Vec<Effect>) {
     let (mut ops, mut rest) = (Vec::new(), Vec::new());
     for effect in effects {
-        match effect {
-            Effect::Persist(more) => ops.extend(more),
-            other => rest.push(other),
+        if let Effect::Persist(more) = effect {
+            ops.extend(more);
+        } else {
+            rest.push(effect);
         }
     }
     (ops, rest)
 }
 
 async fn commit(store: Arc<Store>, ops: Vec<StoreOp>) -> Result<(), StoreError> {
-    let ops = ops.into_iter().map(stored).collect();
     let committed = tokio::task::spawn_blocking(move || store.commit(ops)).await;
     match committed {
         Ok(result) => result,
@@ -135,14 +135,4 @@ async fn resolve(target: Target, port: u16, inputs: mpsc::Sender<Input>) {
     let found = found.map(Iterator::collect).map_err(|error| error.to_string());
     // If the brain has ended, nobody wants to know.
     let _ = inputs.send(Input::Resolved(target, found)).await;
-}
-
-/// The operation in the store's words.
-fn stored(op: StoreOp) -> store::StoreOp {
-    match op {
-        StoreOp::Ipam(op) => store::StoreOp::Ipam(op),
-        StoreOp::Targets(targets) => store::StoreOp::Targets(targets),
-        StoreOp::Known(peers) => store::StoreOp::Peers(peers),
-        StoreOp::ForgetKnown(names) => store::StoreOp::ForgetPeers(names),
-    }
 }

@@ -66,7 +66,8 @@ impl Publisher {
     }
 
     fn document(&mut self, router: &Router, now: Instant) -> Status {
-        let node = self.node.borrow_and_update().clone();
+        let mut node = self.node.borrow_and_update().clone();
+        node.pods = router.ipam().allocations().filter(|allocation| allocation.port.is_some()).count() as u64;
         let ipam = router.ipam_status(now);
         let connections = router.connections(node.mtu, now);
         let mut waiting_for = Vec::new();

@@ -47,7 +47,7 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         let _lock = self.locks.lock(&add.key).await;
         asker.must_wait_still()?;
         self.carry_out_tombstone_of(&add.key).await?;
-        let intent = self.intent(add)?;
+        let intent = self.intent(add).await?;
         self.refuse_attached(&add.key).await?;
         let pod = Arc::new(pod);
         let mut made = Made::default();
@@ -61,12 +61,13 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         }
     }
 
-    fn intent<'a>(&self, add: &'a Add) -> Result<Intent<'a>, Refusal> {
+    async fn intent<'a>(&self, add: &'a Add) -> Result<Intent<'a>, Refusal> {
         let not_yet = |why: String| {
-            Refusal::new(ErrorCode::TryAgain, why)
+            // Without an address for the bridge, what the allocator waits for is what people want to know.
+            Refusal::new(ErrorCode::TryAgain, self.addresses.ready().err().unwrap_or(why))
                 .with_details("the agent is starting, or `weave status` says more")
         };
-        let facts = self.ports.facts().map_err(not_yet)?;
+        let facts = self.ports.settled_facts().await.map_err(not_yet)?;
         plan::agree(&add.settings, &facts)?;
         let gateway = plan::gateway(add.given.as_ref(), &facts)
             .ok_or_else(|| not_yet(format!("the bridge {} has no address yet", facts.bridge)))?;
@@ -255,7 +256,7 @@ fn attached(intent: &Intent<'_>, port: &PodPort) -> Attached {
         pod: Link { name: add.key.interface.clone(), mac: port.mac, mtu: Some(*mtu) },
         addresses: vec![Address {
             address: port.address,
-            prefix: add.given.as_ref().map_or(weave_proto::addr::family_bits(port.address), prefix),
+            prefix: add.given.as_ref().map_or_else(|| weave_proto::addr::family_bits(port.address), prefix),
             gateway: Some(*gateway),
         }],
         routes: routes.clone(),

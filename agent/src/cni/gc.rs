@@ -14,7 +14,6 @@ use futures_util::future::join_all;
 use weave_proto::local::cni::{AttachmentKey, Gc, Moment, Refusal};
 
 use super::del::Undo;
-use super::netlink::NetlinkError;
 use super::pod::{Seen, tagged_links};
 use super::records::Record;
 use super::{Addresses, Allocation, Cni, Ports};
@@ -89,7 +88,7 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         let keys = allocations.into_iter().filter(has_port).map(|allocation| allocation.key);
         let records = self.records.list().into_iter().filter(|record| record.port.is_some());
         let keys: BTreeSet<_> = keys.chain(records.map(|record| record.key)).collect();
-        let links = self.kernel(|host| tagged_links(host)).await.map_err(Refusal::from)?;
+        let links = self.kernel(tagged_links).await.map_err(Refusal::from)?;
         Ok(keys
             .into_iter()
             .filter(|key| choose(key, links.iter().find(|link| link.is_host_end_of(key))))
@@ -99,8 +98,7 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
     /// Links of the network that are neither in the list nor in any record: of an ADD that was cut short by a
     /// crash, or from before the store was lost.
     async fn unrecorded_links(&self, gc: &Gc) -> Result<Vec<AttachmentKey>, Refusal> {
-        let links =
-            self.kernel(|host| Ok::<_, NetlinkError>(tagged_links(host)?)).await.map_err(Refusal::from)?;
+        let links = self.kernel(tagged_links).await.map_err(Refusal::from)?;
         let labels: BTreeSet<_> = gc.valid.iter().map(AttachmentKey::label).collect();
         let tags = links.iter().filter_map(|link| link.tag.as_ref());
         let stale = tags.filter(|tag| tag.is_of(&gc.network) && !tag.is_among(&labels));

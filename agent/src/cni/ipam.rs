@@ -20,7 +20,7 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         let _lock = self.locks.lock(key).await;
         asker.must_wait_still()?;
         self.carry_out_tombstone_of(key).await?;
-        let facts = self.ports.facts().map_err(|why| Refusal::new(ErrorCode::TryAgain, why))?;
+        let facts = self.ports.settled_facts().await.map_err(|why| Refusal::new(ErrorCode::TryAgain, why))?;
         plan::agree(&allocate.settings, &facts)?;
         let earlier = self.addresses.lookup(key.clone()).await?;
         if let Some(port) = earlier.as_ref().and_then(|allocation| allocation.port.as_ref()) {

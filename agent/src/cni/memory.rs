@@ -138,6 +138,10 @@ impl Ports for MemoryPorts {
         self.state().facts.clone()
     }
 
+    async fn settled_facts(&self) -> Result<Facts, String> {
+        self.facts()
+    }
+
     async fn attach(&self, port: PodPort) -> Result<(), String> {
         let mut state = self.state();
         if let Some(trouble) = &state.trouble {

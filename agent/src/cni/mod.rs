@@ -88,6 +88,10 @@ pub trait Ports: Send + Sync + 'static {
     /// The bridge as it is now; otherwise why there is none, for people. At once.
     fn facts(&self) -> Result<Facts, String>;
 
+    /// The bridge once it has an address. Waits a bounded time for both, since an agent that has just started is a
+    /// moment away from them; then why there is none, for people.
+    fn settled_facts(&self) -> impl Future<Output = Result<Facts, String>> + Send;
+
     /// Puts guard, neighbour, forwarding entry and port flags in force. When it returns, they are.
     fn attach(&self, port: PodPort) -> impl Future<Output = Result<(), String>> + Send;
 
@@ -281,7 +285,7 @@ enum KernelError<E> {
     Died(String),
 }
 
-impl<E: Into<Refusal>> From<KernelError<E>> for Refusal {
+impl<E: Into<Self>> From<KernelError<E>> for Refusal {
     fn from(error: KernelError<E>) -> Self {
         match error {
             KernelError::Work(error) => error.into(),

@@ -5,6 +5,11 @@
 //! earlier one is heard of only if it failed. All calls here block, for as long as the kernel's one lock for
 //! network configuration is busy: they belong on a thread for blocking work.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel says many things that do not matter here, and more each year"
+)]
+
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -11,6 +11,11 @@
 //! IPv6 is told to make no addresses of its own on either end: the guard would drop what they send, and their
 //! duplicate detection and multicast reports are noise on every node.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel says many things that do not matter here, and more each year"
+)]
+
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -73,19 +73,19 @@ impl Asker<'_> {
 }
 
 impl<A: Addresses, P: Ports> Server<A, P> {
-    /// Settles what is left from before, then opens the socket, for root alone.
+    /// Opens the socket, for root alone. Requests wait in the kernel's queue until [`Self::run`] takes them.
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub async fn bind(cni: Arc<Cni<A, P>>) -> io::Result<Self> {
-        cni.carry_out_tombstones().await;
-        cni.sweep().await;
+    pub fn bind(cni: Arc<Cni<A, P>>) -> io::Result<Self> {
         let listener = listen(&cni.paths.run_dir)?;
         Ok(Self { cni, listener })
     }
 
-    /// Serves until `stop` is done, then finishes what is under way.
+    /// Settles what is left from before, then serves until `stop` is done, then finishes what is under way.
     pub async fn run(self, stop: impl Future<Output = ()>) {
+        self.cni.carry_out_tombstones().await;
+        self.cni.sweep().await;
         let mut requests = JoinSet::new();
         let room = Arc::new(Semaphore::new(MAX_REQUESTS));
         tokio::pin!(stop);
@@ -286,7 +286,9 @@ fn receive_some(
 async fn answer(stream: &mut UnixStream, answer: &Answer) -> Result<Answer, Answer> {
     let Ok(mut line) = serde_json::to_vec(answer) else { return Err(answer.clone()) };
     line.push(b'\n');
-    if Asker(Some(stream)).must_wait_still().is_err() {
+    // What was made is given to nobody but who waits for it; others may hear why not while they still talk.
+    let made = matches!(answer, Answer::Attached(_) | Answer::Allocated(_));
+    if made && Asker(Some(stream)).must_wait_still().is_err() {
         return Err(answer.clone());
     }
     match timeout(ANSWER_PATIENCE, stream.write_all(&line)).await {

@@ -27,7 +27,7 @@ pub(super) const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
 const DELTABLE: u16 = SUBSYSTEM | 2;
 pub(super) const NEWOBJ: u16 = SUBSYSTEM | 18;
-const NESTED: u16 = 0x8000;
+pub(super) const NESTED: u16 = 0x8000;
 const OBJECT_COUNTER: u32 = 1;
 /// Elements in one message: a nested list's length is a 16-bit number, and an element takes at most 100 bytes.
 const ELEMENTS_A_MESSAGE: usize = 256;

@@ -20,6 +20,7 @@
 //! knows that all is as it should be, without a copy of the kernel's description that could be stale, without
 //! comparing `nft`'s output (which differs between versions) with its input, and without touching anything.
 
+pub(crate) mod conntrack;
 pub mod elements;
 pub mod foreign;
 pub mod inspect;

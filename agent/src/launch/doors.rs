@@ -1,5 +1,7 @@
 //! What the CNI room and the operators' socket ask for, carried to the brain and to the kernel's room.
 
+use std::time::Duration;
+
 use weave_ipam::{Answer, Request, RequestError};
 use weave_proto::local::cni::{AttachmentKey, PodPort};
 use weave_proto::local::control::{Failure, FailureCode};
@@ -9,7 +11,10 @@ use weave_topology::Target;
 use crate::brain::{AskError, BrainHandle, StatusReceiver};
 use crate::cni::{self, AddressError, PortPlan};
 use crate::control::Control;
-use crate::net::{Node, names};
+use crate::net::{self, Node, names};
+
+/// How long an ADD waits for the bridge and its address: as long as the allocator waits for an address.
+const BRIDGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The brain as CNI sees it.
 #[derive(Debug, Clone)]
@@ -59,9 +64,11 @@ impl cni::Addresses for AddressDoor {
             netns,
             pod,
         });
-        match self.ask(Request::Allocate { key, port }).await? {
-            Answer::Allocated { allocation, .. } => Ok(given(allocation)),
-            other => Err(unexpected(&other)),
+        let answer = self.ask(Request::Allocate { key, port }).await?;
+        if let Answer::Allocated { allocation, .. } = answer {
+            Ok(given(allocation))
+        } else {
+            Err(unexpected(&answer))
         }
     }
 
@@ -70,10 +77,8 @@ impl cni::Addresses for AddressDoor {
     }
 
     async fn lookup(&self, key: AttachmentKey) -> Result<Option<cni::Allocation>, AddressError> {
-        match self.ask(Request::Lookup { key }).await? {
-            Answer::Found(found) => Ok(found.map(given)),
-            other => Err(unexpected(&other)),
-        }
+        let answer = self.ask(Request::Lookup { key }).await?;
+        if let Answer::Found(found) = answer { Ok(found.map(given)) } else { Err(unexpected(&answer)) }
     }
 
     async fn list(&self) -> Result<Vec<cni::Allocation>, AddressError> {
@@ -104,6 +109,14 @@ impl cni::Ports for PortDoor {
             hairpin: true,
             universe: self.universe,
         })
+    }
+
+    async fn settled_facts(&self) -> Result<cni::Facts, String> {
+        let mut facts = self.node.watch_facts();
+        let has_address = |facts: &Option<net::Facts>| facts.as_ref().is_some_and(|it| it.address.is_some());
+        // What is missing when the time is over, the facts themselves say.
+        let _ = tokio::time::timeout(BRIDGE_PATIENCE, facts.wait_for(has_address)).await;
+        cni::Ports::facts(self)
     }
 
     async fn attach(&self, port: PodPort) -> Result<(), String> {

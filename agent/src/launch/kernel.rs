@@ -87,7 +87,6 @@ impl KernelTask {
 
     /// Puts the node's part of the status together, and has a new document built if it differs.
     async fn report(&self) {
-        let view = self.views.borrow().clone();
         let health = self.node.health();
         let facts = self.node.facts();
         let drops = self.node.counters().await.unwrap_or_default();
@@ -95,7 +94,8 @@ impl KernelTask {
             bridge: net::names::BRIDGE.to_owned(),
             address: facts.as_ref().and_then(|facts| facts.address),
             mtu: facts.map(|facts| facts.mtu),
-            pods: view.map_or(0, |view| view.pods.len() as u64),
+            // Counted by the brain, which gives out their addresses.
+            pods: 0,
             problems: health.problems,
             repairs: BTreeMap::from([("kernel state".to_owned(), health.repairs)]),
             drops: drops.iter().map(|(drop, count)| (drop.name().to_owned(), count.packets)).collect(),

@@ -106,7 +106,7 @@ impl Agent {
         let peers = wiring.bind_peers(&settings, secrets).await?;
         wiring.spawn_brain(store, peers);
         wiring.spawn_kernel(&settings, node.clone());
-        wiring.spawn_doors(&settings, node, control);
+        wiring.spawn_doors(&settings, node, control)?;
         wiring.spawn_watching(status_server, metrics_server);
         Ok(wiring.agent)
     }

@@ -12,8 +12,9 @@ const DATA: [&str; 1] = ["cni"];
 /// Removes every trace, goes on after failures, and says what became of each.
 pub(super) fn reset(paths: &ResetPaths) -> Vec<Trace> {
     let mut traces = kernel();
-    let store = paths.data_dir.join(store::FILE_NAME);
-    traces.push(Trace::of_file(format!("store {}", store.display()), fs::remove_file(&store)));
+    for file in store::files(&paths.data_dir) {
+        traces.push(Trace::of_file(format!("store {}", file.display()), fs::remove_file(&file)));
+    }
     for name in DATA {
         let path = paths.data_dir.join(name);
         traces.push(Trace::of_file(format!("folder {}", path.display()), fs::remove_dir_all(&path)));

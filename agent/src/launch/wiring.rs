@@ -58,8 +58,8 @@ impl Wiring {
         let nickname = settings.identity.nickname();
         tracing::info!("Our name is {}({nickname}), start number {}", identity.name(), identity.uid());
         let config = router_config(settings, loaded)?;
-        let (hello, uid) = (hello(&config), config.topology.uid);
         let router = Router::new(config, seed()?, Instant::now())?;
+        let hello = router.topology().hello().clone();
 
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let (stop_sender, stop) = mpsc::channel(1);
@@ -68,7 +68,7 @@ impl Wiring {
         let base = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            ..Status::starting(identity.name(), nickname, uid)
+            ..Status::starting(identity.name(), nickname, identity.uid())
         };
         let (publisher, status) = snapshot::Publisher::new(base, fixed(settings, secrets), node);
         Ok(Self {
@@ -117,12 +117,24 @@ impl Wiring {
             match bound.await {
                 Ok(peers) => {
                     tracing::info!("Listening for peers on UDP {listen}");
+                    self.follow_secrets(settings, &peers, secrets);
                     return Ok(peers);
                 }
                 Err(error) => refused = Some(error),
             }
         }
         Err(refused.map_or_else(|| anyhow::anyhow!("there is no address to listen on"), Into::into))
+    }
+
+    /// A secret that is changed in its file is used without a restart.
+    fn follow_secrets(&mut self, settings: &Settings, peers: &PeerNet, secrets: Secrets) {
+        if let Some(path) = settings.identity.secret_file.clone() {
+            let watch = peers.watch_secrets(path, secrets);
+            self.spawn("the watch of the secret file", async move {
+                watch.finished().await;
+                bail!("it has ended")
+            });
+        }
     }
 
     /// Starts the brain and the performer.
@@ -177,7 +189,12 @@ impl Wiring {
     }
 
     /// Starts the doors for containers and operators.
-    pub(super) fn spawn_doors(&mut self, settings: &Settings, node: Node, control: ControlSocket) {
+    pub(super) fn spawn_doors(
+        &mut self,
+        settings: &Settings,
+        node: Node,
+        control: ControlSocket,
+    ) -> Result<()> {
         let door = ControlDoor { brain: self.brain.clone() };
         let status = self.status.clone();
         self.spawn("the operators' socket", async move {
@@ -191,8 +208,10 @@ impl Wiring {
         let cni = Arc::new(Cni::new(addresses, ports, paths));
         let mut goodbye = self.goodbye.clone();
         let watched = Arc::clone(&cni);
+        let server = Server::bind(cni).with_context(|| {
+            format!("cannot make the containers' socket in {}", settings.paths.run_dir.display())
+        })?;
         self.spawn("the containers' socket", async move {
-            let server = Server::bind(cni).await.context("cannot make the socket")?;
             server.run(async move { drop(goodbye.wait_for(|end| *end).await) }).await;
             bail!("it has ended")
         });
@@ -200,6 +219,7 @@ impl Wiring {
             tombstones::watch(watched).await.context("cannot watch their folder")?;
             bail!("it has ended")
         });
+        Ok(())
     }
 
     /// Starts the servers for those who only look.
@@ -258,25 +278,6 @@ fn router_config(settings: &Settings, loaded: Loaded) -> Result<weave_router::Co
         ipam: weave_ipam::Config { me, universe: settings.ipam.range, mode, alone },
         restored: loaded.ipam,
     })
-}
-
-/// What is said on links before the router has said what to say: nothing is dialled or let in before.
-fn hello(config: &weave_router::Config) -> Hello {
-    let topology = &config.topology;
-    let (lowest, highest) = weave_proto::peer::SPOKEN;
-    Hello {
-        lowest,
-        highest,
-        name: topology.name,
-        instance: 0,
-        uid: topology.uid,
-        nickname: topology.nickname.clone(),
-        nonce: 0,
-        range: topology.range,
-        universe: None,
-        founders: topology.founders,
-        features: topology.features,
-    }
 }
 
 fn fixed(settings: &Settings, secrets: &Secrets) -> snapshot::Fixed {

@@ -46,6 +46,14 @@ pub enum NetError {
     /// The state itself makes no sense.
     #[error("cannot build the node's network: {0}")]
     BadState(String),
+    /// Something of a pod's port is not in force.
+    #[error("the port {port} is not in force, it takes to: {missing}")]
+    PortIncomplete {
+        /// The host interface.
+        port: String,
+        /// The steps that would put it in force.
+        missing: String,
+    },
     /// No state has been given yet.
     #[error("the node's network is not set up yet: the agent waits for its own address range")]
     NotReady,

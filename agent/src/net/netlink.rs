@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -17,7 +18,7 @@ use super::sysctl::Sysctls;
 use super::transport::errno;
 use super::{NetError, Netlink};
 use crate::firewall::foreign::{self, ForwardChain};
-use crate::firewall::{self, Change, Counters, RawElement, Set, elements, inspect};
+use crate::firewall::{self, Change, Counters, RawElement, Set, conntrack, elements, inspect};
 
 /// Elements in one transaction: it must fit the socket's send buffer (208 KiB by default, about 70 bytes each).
 const ELEMENTS_A_TRANSACTION: usize = 1024;
@@ -246,6 +247,22 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the connections of addresses.
+    pub(super) fn forget_connections(&mut self, addresses: &BTreeSet<IpAddr>) {
+        let v4 = |address: &IpAddr| if let IpAddr::V4(v4) = address { Some(*v4) } else { None };
+        let addresses: BTreeSet<_> = addresses.iter().filter_map(v4).collect();
+        if addresses.is_empty() {
+            return;
+        }
+        match conntrack::forget(&mut self.netfilter, &addresses) {
+            Ok(0) => {}
+            Ok(entries) => tracing::debug!(?addresses, entries, "forgot the connections of pods that left"),
+            Err(error) => {
+                tracing::warn!(?addresses, %error, "cannot forget the connections of pods that left")
+            }
+        }
     }
 
     /// Puts the ports of pods in force: bridge port, flags, forwarding entry, neighbour; as few system calls as

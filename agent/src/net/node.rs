@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use weave_proto::Cidr;
 use weave_proto::local::cni::PodPort;
 
 use super::names::Mac;
@@ -39,6 +40,8 @@ pub struct Facts {
     pub address: Option<std::net::IpAddr>,
     /// The pods' MTU.
     pub mtu: u32,
+    /// The range that the mesh shares out.
+    pub universe: Cidr,
 }
 
 /// How the kernel's state compares with what is wanted.
@@ -113,10 +116,10 @@ impl Node {
         self.ask(|reply| Command::Detach { port: host_interface, reply }).await?
     }
 
-    /// Whether everything that attaching this pod put in force is in force still.
+    /// Whether everything that attaching does for a pod is in force.
     ///
     /// # Errors
-    /// Something is missing or has been changed, or the kernel could not be asked.
+    /// It is not, and the error says what is missing; or the kernel could not be asked.
     pub async fn check(&self, pod: PodPort) -> Result<(), NetError> {
         self.ask(|reply| Command::Check { pod, reply }).await?
     }
@@ -133,6 +136,12 @@ impl Node {
     #[must_use]
     pub fn facts(&self) -> Option<Facts> {
         self.inner.facts.borrow().clone()
+    }
+
+    /// The facts as they change.
+    #[must_use]
+    pub fn watch_facts(&self) -> watch::Receiver<Option<Facts>> {
+        self.inner.facts.clone()
     }
 
     /// How the kernel's state compares with what is wanted.

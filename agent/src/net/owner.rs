@@ -19,7 +19,7 @@ use super::names::{BRIDGE, Mac};
 use super::netlink::Kernel;
 use super::node::{Facts, Health, NodeSettings};
 use super::observe::Observed;
-use super::plan::{Plan, plan};
+use super::plan::{Plan, concerning, plan};
 use super::pods::Pods;
 use super::probe::{self, Verdict};
 use super::sysctl::Sysctls;
@@ -109,6 +109,9 @@ struct Owner {
     in_force: bool,
     repairs: u64,
     problems: Vec<String>,
+    /// Addresses of pods that were detached, whose connections are still to be forgotten.
+    left: BTreeSet<IpAddr>,
+    next_poll: Instant,
     next_check: Instant,
     retry_pause: Duration,
     /// The chains of others when a probe was last sent, and what came of it.
@@ -137,6 +140,8 @@ impl Owner {
             in_force: false,
             repairs: 0,
             problems: Vec::new(),
+            left: BTreeSet::new(),
+            next_poll: Instant::now(),
             next_check: Instant::now(),
             retry_pause: RETRY.0,
             foreign: (Vec::new(), None),
@@ -151,7 +156,11 @@ impl Owner {
                 Wake::Commands(commands) => self.serve(commands),
                 // More of the same burst is on its way; the next wake sees it whole.
                 Wake::Changed => self.next_check = self.next_check.min(Instant::now() + DEBOUNCE),
-                Wake::Poll => self.poll(),
+                Wake::Poll => {}
+            }
+            // Asked after every wake, so that many requests cannot keep the owner from looking.
+            if self.state.is_some() && Instant::now() >= self.next_look() {
+                self.poll();
             }
         }
     }
@@ -164,12 +173,12 @@ impl Owner {
                 commands = take(&mut self.ends.queue) => commands.map_or(Wake::End, Wake::Commands),
             };
         }
-        let poll = (Instant::now() + GENERATION_POLL).min(self.next_check);
+        let next_look = self.next_look();
         tokio::select! {
             biased;
             changed = self.ends.newest.changed() => changed.map_or(Wake::End, |()| Wake::State),
             commands = take(&mut self.ends.queue) => commands.map_or(Wake::End, Wake::Commands),
-            () = tokio::time::sleep_until(poll) => Wake::Poll,
+            () = tokio::time::sleep_until(next_look) => Wake::Poll,
             () = self.watch.changed(&self.interest) => Wake::Changed,
         }
     }
@@ -177,17 +186,32 @@ impl Owner {
     fn take_state(&mut self) {
         let newest = self.ends.newest.borrow_and_update().clone();
         let Some(state) = newest.filter(|newest| self.state.as_ref() != Some(newest)) else { return };
+        let before = self.pods.current();
         self.pods.list(&state.pods);
+        let after: BTreeSet<IpAddr> = self.pods.current().iter().map(|pod| pod.address).collect();
+        self.left.extend(before.iter().map(|pod| pod.address).filter(|address| !after.contains(address)));
         self.state = Some(state);
         self.in_force = false;
         self.reconcile();
     }
 
+    fn next_look(&self) -> Instant {
+        self.next_poll.min(self.next_check)
+    }
+
     fn poll(&mut self) {
+        self.forget_connections();
+        self.next_poll = Instant::now() + GENERATION_POLL;
         let due = Instant::now() >= self.next_check;
         if due || (self.kernel.generation().ok() != self.generation && self.firewall_differs()) {
             self.reconcile();
         }
+    }
+
+    /// Forgets the connections of pods that left, whose addresses may be given out again.
+    fn forget_connections(&mut self) {
+        let left = std::mem::take(&mut self.left);
+        self.kernel.forget_connections(&left);
     }
 
     /// Whether our tables are not as wanted. Transactions of others (kube-proxy's are many) end here.
@@ -243,21 +267,6 @@ impl Owner {
         self.detach(detaching);
     }
 
-    /// What a look finds to do for this pod is what is wrong with it.
-    fn check(&mut self, pod: &PodPort) -> Result<(), NetError> {
-        let wrong = |what: String| Err(NetError::BadState(what));
-        if !self.pods.current().contains(pod) {
-            return wrong(format!("port {} is not attached as it was recorded", pod.host_interface));
-        }
-        let Some(desired) = self.desired() else { return Err(NetError::NotReady) };
-        let observed = self.kernel.observe(&desired)?;
-        let steps = plan(&desired, &observed).steps;
-        match steps.iter().find(|step| step.concerns(&pod.host_interface, pod.address)) {
-            Some(step) => wrong(format!("port {}: still to do: {step}", pod.host_interface)),
-            None => Ok(()),
-        }
-    }
-
     fn settled(&self) -> Result<(), NetError> {
         match (&self.state, self.problems.first()) {
             (None, _) => Err(NetError::NotReady),
@@ -283,6 +292,9 @@ impl Owner {
         if pods.is_empty() {
             return;
         }
+        if pods.iter().any(|pod| self.left.contains(&pod.address)) {
+            self.forget_connections();
+        }
         let mut results = self.put_in_force(&pods);
         for (pod, result) in pods.iter().zip(&mut results) {
             match result {
@@ -303,6 +315,22 @@ impl Owner {
         for (reply, result) in replies.into_iter().zip(results) {
             let _asker_gone = reply.send(result);
         }
+    }
+
+    fn check(&mut self, pod: &PodPort) -> Result<(), NetError> {
+        let mut state = NodeState::clone(self.state.as_deref().ok_or(NetError::NotReady)?);
+        state.pods = self.pods.current();
+        state.pods.retain(|other| other.host_interface != pod.host_interface);
+        state.pods.push(pod.clone());
+        let desired = desired::desired(&state)?;
+        let observed = self.kernel.observe(&desired)?;
+        let incomplete = |missing| NetError::PortIncomplete { port: pod.host_interface.clone(), missing };
+        if !observed.links.contains_key(&pod.host_interface) {
+            return Err(incomplete("make the interface, which does not exist".to_owned()));
+        }
+        let steps = plan(&desired, &observed).steps;
+        let missing: Vec<String> = concerning(&steps, pod).into_iter().map(ToString::to_string).collect();
+        if missing.is_empty() { Ok(()) } else { Err(incomplete(missing.join(", "))) }
     }
 
     fn refusal(&self, pod: &PodPort) -> Option<NetError> {
@@ -335,6 +363,8 @@ impl Owner {
 
     fn detach(&mut self, asked: Vec<(String, Asker)>) {
         let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port)).collect();
+        // Later, since whoever asked need not wait for it.
+        self.left.extend(gone.iter().map(|pod| pod.address));
         if !gone.is_empty() && self.state.is_some() && self.kernel.withdraw(&gone).is_err() {
             // Something of it was missing. The long way finds out what is left.
             self.in_force = false;
@@ -454,6 +484,7 @@ impl Owner {
             bridge_mac: Mac(wanted.mac.0),
             address: desired.firewall.facts.address,
             mtu: wanted.mtu,
+            universe: desired.universe,
         });
         self.ends.facts.send_if_modified(|published| {
             let modified = *published != facts;

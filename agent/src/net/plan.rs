@@ -14,6 +14,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use weave_proto::local::cni::PodPort;
+
 use super::desired::{Desired, Link, LinkKind, Route, RouteKey};
 use super::names::{BRIDGE, Mac, PORT_PREFIX, VXLAN, VXLAN6};
 use super::observe::{Observed, ObservedLink, Shape};
@@ -118,6 +120,29 @@ pub fn attach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 4] {
 #[must_use]
 pub fn detach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 2] {
     [Step::DeleteNeighbour { link: BRIDGE, address }, Step::DeletePortMac { port: port.to_owned(), mac }]
+}
+
+/// Of the steps of a plan, those without which the pod's port is not in force.
+#[must_use]
+pub fn concerning<'a>(steps: &'a [Step], pod: &PodPort) -> Vec<&'a Step> {
+    let elements: Vec<_> =
+        firewall::pod_elements(pod).map(|element| (element.set(), element.encode())).collect();
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what is not about a pod's port or its guard is not about it"
+    )]
+    let concerns = |step: &&Step| match step {
+        Step::EnslavePort { port } | Step::SetPortFlags { port } | Step::PutPortMac { port, .. } => {
+            *port == pod.host_interface
+        }
+        Step::PutNeighbour { link: BRIDGE, address, .. } => *address == pod.address,
+        Step::CreateLink { name: BRIDGE, .. } | Step::Firewall(firewall::Change::Replace { .. }) => true,
+        Step::Firewall(firewall::Change::Elements { add, .. }) => {
+            elements.iter().any(|element| add.contains(element))
+        }
+        _ => false,
+    };
+    steps.iter().filter(concerns).collect()
 }
 
 struct Planner<'a> {
@@ -344,31 +369,6 @@ fn foreign_kind(found: &ObservedLink) -> String {
          makes its own",
         found.kind
     )
-}
-
-impl Step {
-    /// Whether the step would change something that a pod's port depends on.
-    #[must_use]
-    pub fn concerns(&self, host_interface: &str, pod: IpAddr) -> bool {
-        match self {
-            Self::EnslavePort { port }
-            | Self::SetPortFlags { port }
-            | Self::PutPortMac { port, .. }
-            | Self::DeletePortMac { port, .. } => port == host_interface,
-            Self::PutNeighbour { address, .. } | Self::DeleteNeighbour { address, .. } => *address == pod,
-            Self::DeleteLink { name, .. } => name == host_interface,
-            // A guard that is not as wanted guards nobody for sure; without the bridge and its address there is no way.
-            Self::Firewall(_) => true,
-            Self::CreateLink { name, .. } | Self::AdjustLink { name, .. } => *name == BRIDGE,
-            Self::AddAddress { link, .. } | Self::DeleteAddress { link, .. } => *link == BRIDGE,
-            Self::Sysctl { .. }
-            | Self::AddRoute { .. }
-            | Self::ReplaceRoute { .. }
-            | Self::DeleteRoute { .. }
-            | Self::PutTunnel { .. }
-            | Self::DeleteTunnel { .. } => false,
-        }
-    }
 }
 
 impl Route {

@@ -39,9 +39,9 @@ const INCOMING_BUFFER_TOTAL: u64 = 1024 * 1024;
 /// Bytes of a connection id. Eight random ones cannot be guessed by somebody who does not see the packets.
 const CONNECTION_ID_LEN: usize = 8;
 
-/// Opens the socket and the endpoint on it.
+/// Makes an endpoint of a [`socket`].
 pub(super) fn open(
-    listen: SocketAddr,
+    socket: std::net::UdpSocket,
     trust: &Trust,
     identity: &Identity,
 ) -> std::io::Result<quinn::Endpoint> {
@@ -51,7 +51,7 @@ pub(super) fn open(
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &identity.derived("quic stateless reset"));
     let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
     config.cid_generator(|| Box::new(RandomIds));
-    quinn::Endpoint::new(config, Some(server_config(trust)), socket(listen)?, Arc::new(quinn::TokioRuntime))
+    quinn::Endpoint::new(config, Some(server_config(trust)), socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// How to listen with this trust.
@@ -100,9 +100,9 @@ pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     }
 }
 
-/// `[::]` means every address of either family, whatever the system's `bindv6only` says; where the kernel has no
+/// Opens the socket. `[::]` means every address of either family, whatever the system's `bindv6only` says; where the kernel has no
 /// IPv6 at all, it means every IPv4 address.
-fn socket(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+pub(super) fn socket(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
     let everything = listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);

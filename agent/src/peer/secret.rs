@@ -32,6 +32,12 @@ const ARGON2_MEMORY_KIB: u32 = 19 * 1024;
 const ARGON2_PASSES: u32 = 2;
 const ARGON2_LANES: u32 = 1;
 
+/// Blocks of 1 KiB reserved for stretching, more than are used. glibc keeps freed memory for later unless it came
+/// from the kernel as one piece, and after one large piece was freed it expects more of that size and stops asking
+/// the kernel for them; only pieces above 32 MiB are exempt (mallopt(3), M_MMAP_THRESHOLD). The part that is never
+/// touched takes no memory, and all of it is given back, so stretching leaves no 19 MiB behind in a small agent.
+const RESERVED_BLOCKS: usize = 33 * 1024;
+
 /// A rotation needs two at a time; more than a few is a mistake, and each costs 50 ms at every start.
 const MAX_SECRETS: usize = 8;
 /// Longer ones are a wrong file. A secret of a hundred letters is beyond guessing.
@@ -174,7 +180,8 @@ impl Secrets {
     /// for. One block of memory serves them all and is given back at the end.
     pub(super) fn stretch(&self) -> Result<Vec<[u8; 32]>, argon2::Error> {
         let params = Params::new(ARGON2_MEMORY_KIB, ARGON2_PASSES, ARGON2_LANES, Some(32))?;
-        let mut memory = vec![Block::default(); params.block_count()];
+        let mut memory = Vec::with_capacity(RESERVED_BLOCKS.max(params.block_count()));
+        memory.resize(params.block_count(), Block::default());
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let mut stretch_one = |text: &String| {
             let mut seed = [0; 32];

@@ -383,6 +383,55 @@ async fn a_peer_that_was_killed_and_is_back_is_noticed_before_silence_is() {
 }
 
 #[tokio::test]
+async fn a_peer_that_dials_itself_hears_both_ends() {
+    let mut a = Peer::start("secret").await;
+
+    a.net.dial(DialId(1), a.addr());
+    let (one, other) = (a.link_up().await, a.link_up().await);
+
+    assert_eq!((one.key, other.key), (a.identity.key(), a.identity.key()));
+    assert_ne!(one.direction, other.direction);
+}
+
+#[tokio::test]
+async fn a_hundred_connections_at_once_are_asked_for_their_address_and_let_in() {
+    let (mut a, mut b) = (Peer::start("secret").await, Peer::start("secret").await);
+
+    (0..100).for_each(|number| a.net.dial(DialId(number), b.addr()));
+    let up = async { (a.link_ups(100).await, b.link_ups(100).await) };
+    let (at_a, at_b) = timeout(PATIENCE * 2, up).await.unwrap();
+
+    assert_eq!((at_a, at_b), (100, 100));
+}
+
+#[tokio::test]
+async fn a_secret_file_that_changes_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    std::fs::write(&path, "old\n").unwrap();
+    let (mut a, mut b) = (Peer::start("old").await, Peer::start("new").await);
+    let _watch = a.net.watch_secrets(path.clone(), Secrets::from_file(&path).unwrap());
+
+    b.net.dial(DialId(1), a.addr());
+    assert!(b.dial_failed().await.text.contains("another cluster secret"));
+    a.refused().await;
+    // A file that is momentarily of no use changes nothing.
+    std::fs::write(&path, "").unwrap();
+    std::fs::write(&path, "new\nold\n").unwrap();
+
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        b.net.dial(DialId(2), a.addr());
+        let event = b.event().await;
+        if matches!(event, PeerEvent::LinkUp(_)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{event:?}");
+        a.event().await;
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_is_a_clear_error() {
     let a = Peer::start("secret").await;
     let identity = Identity::generate(PeerUid(1)).unwrap();
@@ -440,6 +489,13 @@ impl Peer {
         let event = self.event().await;
         let PeerEvent::LinkUp(up) = event else { panic!("expected a link, got {event:?}") };
         *up
+    }
+
+    async fn link_ups(&mut self, count: usize) -> usize {
+        for _ in 0..count {
+            self.link_up().await;
+        }
+        count
     }
 
     async fn link_down(&mut self) -> Reason {
@@ -500,7 +556,8 @@ impl Rude {
         let identity = Identity::generate(PeerUid(1)).unwrap();
         let trust = grow(secrets(text), identity.clone()).await.unwrap();
         let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
-        let endpoint = endpoint::open(listen, &trust, &identity).unwrap();
+        let socket = endpoint::socket(listen).unwrap();
+        let endpoint = endpoint::open(socket, &trust, &identity).unwrap();
         let connecting = endpoint.connect_with(endpoint::client_config(&trust), to.addr(), tls::SERVER_NAME);
         let connection = connecting.unwrap().await.unwrap();
         let (send, recv) = connection.open_bi().await.unwrap();

@@ -13,8 +13,8 @@ use std::fmt::Display;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use redb::backends::InMemoryBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
@@ -47,6 +47,22 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, StoreError> {
     }
 }
 
+/// Every file in `data_dir` that is a store's: the one in use, those set aside, one half made. For `weave reset`.
+#[must_use]
+pub fn files(data_dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(data_dir) else { return Vec::new() };
+    let ours = |name: &str| {
+        name.strip_prefix(FILE_NAME).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(ours))
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    files
+}
+
 impl Store {
     /// The store at `path`, made if there is none and brought to the present schema.
     pub(super) fn whole(path: PathBuf, lock: File) -> Result<Self, StoreError> {
@@ -56,7 +72,7 @@ impl Store {
             Err(error) => return Err(StoreError::Unusable { path, error }),
         }
         let database = reopen(&path)?;
-        let store = Self { place: Place::File { path, _lock: lock }, database: Mutex::new(Some(database)) };
+        let store = Self { place: Place::File { path, _lock: lock }, database };
         migrations::run(&store)?;
         Ok(store)
     }

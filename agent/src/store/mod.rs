@@ -26,8 +26,9 @@
 //!
 //! **One process.** The data directory is locked (`flock`) from [`Store::open`] until the store is dropped.
 //!
-//! **A failed commit** (a full disk) leaves what was there before. redb refuses to go on with a file after that,
-//! so the file is opened again at the next commit; the one who asked must not have promised anything.
+//! **A failed commit** (a full disk) leaves what was there before, and every commit after it fails too: whoever
+//! asked for it has already changed its mind in memory, so the only way on is to start again from what is on the
+//! disk. The agent ends; the pods talk on.
 
 mod file;
 mod migrations;
@@ -35,12 +36,13 @@ mod op;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::identity::{Identity, IdentityError, Machine};
-pub use op::{Loaded, StoreOp};
+pub use file::files;
+pub use op::Loaded;
+pub use weave_router::StoreOp;
 
 /// The store's name inside the data directory.
 pub const FILE_NAME: &str = "weave.redb";
@@ -133,7 +135,7 @@ pub enum StoreError {
     },
     /// A change could not be made durable.
     #[error(
-        "cannot write to the store {path}: {reason}. What was in it is unharmed; free space on that disk or look \
+        "cannot write to the store {path}: {reason}; what was in it is unharmed: free space on that disk or look \
          at the kernel's log for its errors"
     )]
     Commit {
@@ -158,8 +160,7 @@ pub enum StoreError {
 /// The open store.
 pub struct Store {
     place: Place,
-    /// None after a failed commit, until the file has been opened again.
-    database: Mutex<Option<Database>>,
+    database: Database,
 }
 
 /// Where the bytes are.
@@ -199,7 +200,7 @@ impl Store {
         let database = file::builder()
             .create_with_backend(redb::backends::InMemoryBackend::new())
             .map_err(|error| file::damaged(&place, &error))?;
-        let store = Self { place, database: Mutex::new(Some(database)) };
+        let store = Self { place, database };
         store.apply(migrations::first())?;
         let found = op::load(&store)?;
         op::start(store, found, machine, None)
@@ -219,36 +220,13 @@ impl Store {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        let database = match held.take() {
-            Some(database) => database,
-            None => self.reopened()?,
-        };
-        match write(&database, &changes) {
-            Ok(()) => {
-                *held = Some(database);
-                Ok(())
-            }
-            // Not kept: redb takes no further transaction once the disk has failed it.
-            Err(error) => Err(StoreError::Commit { path: self.place.path(), reason: error.to_string() }),
-        }
+        write(&self.database, &changes)
+            .map_err(|error| StoreError::Commit { path: self.place.path(), reason: error.to_string() })
     }
 
     /// All of a table, in the order of keys.
     fn read(&self, table: Table) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
-        let held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        match held.as_ref().map(|database| read(database, table)) {
-            Some(Ok(rows)) => Ok(rows),
-            Some(Err(error)) => Err(file::damaged(&self.place, &error)),
-            None => Err(file::damaged(&self.place, &"it was closed after an error")),
-        }
-    }
-
-    fn reopened(&self) -> Result<Database, StoreError> {
-        match &self.place {
-            Place::File { path, .. } => file::reopen(path),
-            Place::Memory => Err(file::damaged(&self.place, &"a commit in memory has failed")),
-        }
+        read(&self.database, table).map_err(|error| file::damaged(&self.place, &error))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What may be written, what was found, and how both look as rows.
+//! What was found, what is to be written, and how both look as rows.
 
 use std::net::IpAddr;
 
@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use weave_ipam::Restored;
 use weave_proto::local::cni::AttachmentKey;
 use weave_proto::{PeerName, PeerUid};
+use weave_router::StoreOp;
 use weave_topology::{KnownPeer, Target};
 
 use super::{Change, Store, StoreError, Table, file};
@@ -16,19 +17,6 @@ const SELF: &str = "self";
 const STATE: &str = "state";
 const GENERATION: &str = "generation";
 const ALL: &str = "all";
-
-/// One change, in the words of the room that asks for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreOp {
-    /// A change of ownership or of an allocation.
-    Ipam(weave_ipam::StoreOp),
-    /// These are the targets now.
-    Targets(Vec<Target>),
-    /// Each of these is known now, in the place of what was known of the peer of its name.
-    Peers(Vec<KnownPeer>),
-    /// These peers need not be remembered any more.
-    ForgetPeers(Vec<PeerName>),
-}
 
 /// What the store held at the start, and who this peer is.
 #[derive(Debug, Clone)]
@@ -136,10 +124,10 @@ pub(super) fn changes(op: StoreOp) -> Result<Vec<Change>, StoreError> {
     match op {
         StoreOp::Ipam(op) => Ok(vec![ipam_change(op)?]),
         StoreOp::Targets(targets) => Ok(vec![put(Table::Targets, ALL, &targets, "the targets")?]),
-        StoreOp::Peers(peers) => {
+        StoreOp::Known(peers) => {
             peers.iter().map(|peer| put(Table::Peers, &peer.name.to_string(), peer, "a peer")).collect()
         }
-        StoreOp::ForgetPeers(names) => {
+        StoreOp::ForgetKnown(names) => {
             Ok(names.iter().map(|name| delete(Table::Peers, &name.to_string())).collect())
         }
     }

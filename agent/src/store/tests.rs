@@ -65,7 +65,8 @@ fn what_is_put_again_replaces_and_what_is_deleted_is_gone() {
             StoreOp::Ipam(weave_ipam::StoreOp::DeleteFreed(address(3))),
             StoreOp::Ipam(weave_ipam::StoreOp::PutGeneration(8)),
             StoreOp::Targets(vec![]),
-            StoreOp::ForgetPeers(vec![known(1).name]),
+            StoreOp::Known(vec![KnownPeer { overlay: None, ..known(2) }]),
+            StoreOp::ForgetKnown(vec![known(1).name]),
             StoreOp::Ipam(weave_ipam::StoreOp::DeleteAllocation(key("never-there"))),
         ])
         .unwrap();
@@ -76,7 +77,7 @@ fn what_is_put_again_replaces_and_what_is_deleted_is_gone() {
     assert_eq!(loaded.ipam.freed, []);
     assert_eq!(loaded.ipam.generation, 8);
     assert_eq!(loaded.targets, Some(vec![]), "no targets is not the same as never having been told");
-    assert_eq!(loaded.peers, [known(2)]);
+    assert_eq!(loaded.peers, [KnownPeer { overlay: None, ..known(2) }]);
 }
 
 #[test]
@@ -157,8 +158,7 @@ fn a_store_that_was_copied_to_another_machine_is_set_aside_for_a_new_identity() 
     assert_eq!((new.ipam.allocations, new.peers, new.targets), (vec![], vec![], None));
     drop(store);
 
-    let mut aside: Vec<PathBuf> =
-        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut aside = files(dir.path());
     aside.retain(|path| path.file_name().unwrap() != FILE_NAME);
     assert_eq!(aside.len(), 1, "{aside:?}");
     std::fs::rename(&aside[0], dir.path().join(FILE_NAME)).unwrap();
@@ -282,7 +282,7 @@ fn everything() -> Vec<StoreOp> {
         StoreOp::Ipam(weave_ipam::StoreOp::PutFreed(Freed { address: address(3), order: 6 })),
         StoreOp::Ipam(weave_ipam::StoreOp::PutGeneration(7)),
         StoreOp::Targets(vec!["10.0.0.7".parse().unwrap(), "node-2:7000".parse().unwrap()]),
-        StoreOp::Peers(vec![known(1), known(2)]),
+        StoreOp::Known(vec![known(1), known(2)]),
     ]
 }
 

@@ -156,7 +156,7 @@ impl Node {
             enter(&path);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let server = Server::bind(Arc::clone(&room)).await.unwrap();
+                let server = Server::bind(Arc::clone(&room)).unwrap();
                 ready.send(()).unwrap();
                 let serving = server.run(async {
                     let _dropped = stopped.await;
@@ -189,10 +189,17 @@ impl Node {
 
     /// Runs the shim for a pod.
     pub fn cni(&self, verb: &str, id: &str, netns: &str, conf: &Value) -> Ran {
-        self.cni_with(verb, id, netns, conf, &[])
+        self.cni_with(&[], verb, (id, netns), conf)
     }
 
-    pub fn cni_with(&self, verb: &str, id: &str, netns: &str, conf: &Value, more: &[(&str, &str)]) -> Ran {
+    /// The same with more variables.
+    pub fn cni_with(
+        &self,
+        more: &[(&str, &str)],
+        verb: &str,
+        (id, netns): (&str, &str),
+        conf: &Value,
+    ) -> Ran {
         let mut env = vec![
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", id),

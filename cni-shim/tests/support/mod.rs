@@ -1,6 +1,11 @@
 //! What the tests of the shim share: running it, an agent that says what it is told, a small node with a bridge.
 
-#![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stderr,
+    reason = "every test file uses its own part of this"
+)]
 
 pub mod fake_agent;
 pub mod lab;

@@ -185,7 +185,7 @@ impl Election {
         if let Some(mine) = self.candidacies.get_mut(&self.me)
             && before.as_ref() != Some(mine)
         {
-            mine.version += 1;
+            mine.version = mine.version.saturating_add(1);
             step.changed = true;
             let lock = mine
                 .lock
@@ -326,6 +326,15 @@ impl Election {
             return WaitingFor::Votes {
                 present: here.len(),
                 majority: majority(lock.members.len()),
+                missing,
+            };
+        }
+        if let Some(left) = self.candidacies.get(&self.me).and_then(|mine| mine.leaving.first()) {
+            let (here, missing): (BTreeSet<_>, BTreeSet<_>) =
+                left.members.iter().partition(|peer| present(peer));
+            return WaitingFor::Votes {
+                present: here.len(),
+                majority: majority(left.members.len()),
                 missing,
             };
         }

@@ -106,7 +106,7 @@ impl Reclaim {
             let mine = opinions.entry(self.me).or_insert_with(silent);
             if mine.stance < stance {
                 mine.stance = stance;
-                mine.version += 1;
+                mine.version = mine.version.saturating_add(1);
             }
         }
     }
@@ -131,23 +131,20 @@ impl Reclaim {
     pub fn step(&mut self, electors: Electors<'_>, rng: &mut impl Rng, now: Instant) -> Step {
         let mut step = Step::default();
         for peer in self.pending() {
-            self.step_one(peer, electors, rng, now, &mut step);
+            let outcome = self.step_one(peer, electors, rng, now);
+            step.changed |= outcome.changed;
+            step.decided.extend(outcome.decided);
+            step.withdrawn.extend(outcome.withdrawn);
         }
         step
     }
 
-    fn step_one(
-        &mut self,
-        peer: PeerName,
-        electors: Electors<'_>,
-        rng: &mut impl Rng,
-        now: Instant,
-        step: &mut Step,
-    ) {
+    fn step_one(&mut self, peer: PeerName, electors: Electors<'_>, rng: &mut impl Rng, now: Instant) -> Step {
+        let mut step = Step::default();
         let voters = self.voters(peer, electors.owners);
         let me = self.me;
         let stays_out = peer == me || self.is_removed(me);
-        let Some(Removal::Pending(opinions)) = self.removals.get_mut(&peer) else { return };
+        let Some(Removal::Pending(opinions)) = self.removals.get_mut(&peer) else { return step };
         let alive = electors.reachable.contains(&peer);
         let mut mine = opinions.get(&me).cloned().unwrap_or_else(silent);
         if alive && mine.stance == Stance::Asks {
@@ -158,13 +155,13 @@ impl Reclaim {
         let wanted =
             wanted.chain([mine.stance]).max() >= Some(if alive { Stance::Insists } else { Stance::Asks });
         if !stays_out && wanted {
-            let proposer = self.proposers.entry(peer).or_insert_with(Proposer::new);
+            let proposer = self.proposers.entry(peer).or_default();
             let ballot = Ballot { me, voters: &voters, opinions, reachable: electors.reachable };
             ballot.vote(&mut mine, proposer, rng, now);
         }
-        let before = opinions.get(&me);
-        if before.map_or(silent() != mine, |before| *before != mine) {
-            mine.version += 1;
+        let unheard = silent();
+        if *opinions.get(&me).unwrap_or(&unheard) != mine {
+            mine.version = mine.version.saturating_add(1);
             opinions.insert(me, mine);
             step.changed = true;
         }
@@ -175,6 +172,7 @@ impl Reclaim {
             step.changed = true;
             step.decided.push((peer, heir));
         }
+        step
     }
 
     /// The removals that are not decided.

@@ -184,18 +184,25 @@ impl Router {
 
     /// A peer said something.
     pub fn handle_message(&mut self, link: LinkId, message: Message, now: Instant) {
-        match message {
-            Message::Ipam(state) => self.on_ipam_state(link, *state, now),
-            other => {
-                let taken = self.topology.handle_message(link, other, now);
-                self.count_refused(taken.map_err(|error| error.to_string()));
-            }
+        if let Message::Ipam(state) = message {
+            self.on_ipam_state(link, *state, now);
+        } else {
+            let taken = self.topology.handle_message(link, message, now);
+            self.count_refused(taken.map_err(|error| error.to_string()));
         }
         self.settle(now);
     }
 
     /// Somebody wants an address, or no longer.
     pub fn handle_request(&mut self, id: RequestId, request: Request, now: Instant) {
+        if matches!(request, Request::Allocate { .. } | Request::Claim { .. })
+            && self.topology.is_identity_held_twice(now)
+        {
+            // The other holder gives out the same ranges.
+            let result = Err(RequestError::IdentityHeldTwice(self.me));
+            self.outputs.push_back(Output::Reply { request: id, result });
+            return;
+        }
         self.ipam.handle_request(id, request, now);
         self.settle(now);
     }
@@ -357,7 +364,11 @@ impl Router {
             From::Resolve(target) => self.outputs.push_back(Output::Resolve(target)),
             From::Close { link, refusal } => self.outputs.push_back(Output::Close { link, refusal }),
             From::PersistTargets(targets) => self.persist(StoreOp::Targets(targets)),
-            From::PersistPeers(peers) => self.persist(StoreOp::Known(peers)),
+            From::PersistPeers(mut peers) => {
+                // A neighbour that has not heard of a removal yet may go on telling of the removed peer.
+                peers.retain(|peer| !self.removed.contains(&peer.name));
+                self.persist(StoreOp::Known(peers));
+            }
             // Who is reachable is told to the allocator when the queues are empty: see `exchange`.
             From::PeersChanged | From::LinksChanged => {}
             From::IpamDiffers { link } => {

@@ -256,3 +256,6 @@ impl Book {
         times.min()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,3 +141,6 @@ impl Gossip {
         outputs
     }
 }
+
+#[cfg(test)]
+mod tests;

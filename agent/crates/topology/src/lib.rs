@@ -47,6 +47,8 @@ mod routes;
 mod status;
 mod survey;
 mod target;
+#[cfg(test)]
+mod testing;
 
 pub use api::{
     Config, DialId, Direction, KnownPeer, LinkId, LinkUp, Notice, Output, OwnFacts, PeerView, Reason,

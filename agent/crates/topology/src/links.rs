@@ -227,3 +227,6 @@ fn elect(links: &mut [Link], now: Instant) {
         link.closing = if at == 0 || !link.confirmed { None } else { link.closing.or(Some(now + LINGER)) };
     }
 }
+
+#[cfg(test)]
+mod tests;

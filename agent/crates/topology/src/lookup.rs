@@ -164,3 +164,6 @@ impl Lookup {
         is_new.then(|| Output::Notify(Notice::Unresolved { target: target.clone(), text }))
     }
 }
+
+#[cfg(test)]
+mod tests;

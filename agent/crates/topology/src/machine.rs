@@ -347,7 +347,7 @@ impl Topology {
     fn flush(&mut self) {
         let (own, peers, ipam) = (self.own.record(), &self.peers, self.ipam_digest);
         let record = |name| if name == own.name { Some(own) } else { peers.record(name) };
-        let digest = || gossip::digest(peers.present().map(|(record, _)| record).chain([own]), ipam);
+        let digest = || gossip::digest(peers.present().chain([own]), ipam);
         self.outputs.extend(self.gossip.flush(record, digest));
     }
 
@@ -359,3 +359,6 @@ impl Topology {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,3 +136,6 @@ impl Own {
             && self.contests.back().is_some_and(|&last| now < last + CONTEST_WINDOW)
     }
 }
+
+#[cfg(test)]
+mod tests;

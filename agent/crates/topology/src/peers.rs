@@ -152,17 +152,16 @@ impl Peers {
         self.entries.values().map(|entry| &entry.record)
     }
 
-    /// The records of peers that have not departed, and whether they can be reached.
-    pub(crate) fn present(&self) -> impl Iterator<Item = (&PeerRecord, bool)> {
+    /// The records of peers that have not departed.
+    pub(crate) fn present(&self) -> impl Iterator<Item = &PeerRecord> {
         self.entries.keys().filter_map(|&name| self.present_one(name))
     }
 
-    /// The record of one peer that has not departed, and whether it can be reached.
-    pub(crate) fn present_one(&self, name: PeerName) -> Option<(&PeerRecord, bool)> {
+    /// The record of one peer, if it has not departed.
+    pub(crate) fn present_one(&self, name: PeerName) -> Option<&PeerRecord> {
         let entry = self.entries.get(&name)?;
         match entry.standing {
-            Standing::Reachable => Some((&entry.record, true)),
-            Standing::Unreachable { .. } => Some((&entry.record, false)),
+            Standing::Reachable | Standing::Unreachable { .. } => Some(&entry.record),
             Standing::Departed { .. } => None,
         }
     }
@@ -310,3 +309,6 @@ pub(crate) fn outranks(record: &PeerRecord, own: &PeerRecord) -> bool {
 pub(crate) const fn above(uid: PeerUid) -> PeerUid {
     PeerUid(uid.0.saturating_add(1))
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,3 +106,6 @@ impl Routes {
         self.hops.keys().copied()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use weave_proto::local::status::{ConnectionState, ConnectionStatus, PeerLinkStatus, PeerStatus};
-use weave_proto::peer::{LinkRecord, PeerRecord, WireVersion};
+use weave_proto::peer::{Hello, LinkRecord, PeerRecord, WireVersion};
 use weave_proto::{Nickname, PeerName};
 
 use crate::book::{Phase, Place, Urgency};
@@ -19,7 +19,7 @@ impl Topology {
         let (before, after): (Vec<_>, Vec<_>) = self
             .peers
             .present()
-            .map(|(record, reachable)| PeerView { record, reachable })
+            .map(|record| PeerView { record, reachable: self.is_reachable(record.name) })
             .partition(|view| view.record.name < own.record.name);
         before.into_iter().chain([own]).chain(after)
     }
@@ -36,7 +36,8 @@ impl Topology {
         if name == self.me() {
             return Some(PeerView { record: self.own.record(), reachable: true });
         }
-        self.peers.present_one(name).map(|(record, reachable)| PeerView { record, reachable })
+        let record = self.peers.present_one(name)?;
+        Some(PeerView { record, reachable: self.is_reachable(name) })
     }
 
     /// What is remembered of every other peer, whether it can be reached, departed, or was only found in the store.
@@ -44,10 +45,10 @@ impl Topology {
         self.peers.known()
     }
 
-    /// Whether there is a path to a peer.
+    /// Whether there is a path to a peer. A neighbour is known to be reachable before the graph is drawn anew.
     #[must_use]
     pub fn is_reachable(&self, peer: PeerName) -> bool {
-        peer == self.me() || self.peers.is_reachable(peer)
+        peer == self.me() || self.links.to(peer).is_some() || self.peers.is_reachable(peer)
     }
 
     /// The link in use with a neighbour, and where it is.
@@ -85,6 +86,12 @@ impl Topology {
     #[must_use]
     pub fn is_identity_held_twice(&self, now: Instant) -> bool {
         self.own.is_contested(now)
+    }
+
+    /// What this peer says on new connections, less the nonce.
+    #[must_use]
+    pub const fn hello(&self) -> &Hello {
+        &self.hello
     }
 
     /// The links, the attempts and the callers that were turned down.

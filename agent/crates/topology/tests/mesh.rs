@@ -1,5 +1,4 @@
 //! Whole meshes of topologies: that they come together, stay together and fall silent.
-#![expect(clippy::expect_used, reason = "a test says what it expected")]
 
 mod world;
 

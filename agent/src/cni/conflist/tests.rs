@@ -99,7 +99,6 @@ fn trap_14_a_running_shim_is_replaced_and_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let bin = dir.path().join("bin");
     install_shim(Path::new("/bin/sleep"), &bin).unwrap();
-    #[expect(clippy::zombie_processes, reason = "waited for below")]
     let mut running = std::process::Command::new(bin.join("weave-net")).arg("60").spawn().unwrap();
     let old = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(bin.join("weave-net")).unwrap());
     let installed = install_shim(Path::new("/bin/cat"), &bin);

@@ -64,7 +64,8 @@ fn the_mtu_is_the_smaller_of_what_is_wanted_and_what_is_carried() {
 #[test]
 fn routes_of_a_pod() {
     let own = "10.32.0.1".parse().unwrap();
-    let table: [(&str, Option<Vec<Route>>, &[&str]); 6] = [
+    type Case = (&'static str, Option<Vec<Route>>, &'static [&'static str]);
+    let table: [Case; 6] = [
         ("none named", None, &["0.0.0.0/0 via 10.32.0.1"]),
         ("none wanted", Some(vec![]), &["10.32.0.0/12 via 10.32.0.1"]),
         (

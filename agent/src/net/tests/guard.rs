@@ -159,6 +159,50 @@ fn a_detached_pod_is_cut_off_and_nothing_of_it_is_left() {
 }
 
 #[test]
+fn a_check_names_what_is_missing_of_a_port() {
+    let Some(_lab) = lab() else { return };
+    let two = two();
+    let one = port("vethweone", "10.33.0.2");
+    let check = || block_on(two.node.check(one.clone()));
+    check().unwrap();
+    // Asked at once, before the repair.
+    for (damage, word) in [
+        ("ip neigh del 10.33.0.2 dev weave", "set neighbour 10.33.0.2"),
+        ("bridge fdb del 5e:00:0a:21:00:02 dev vethweone master", "bind 5e:00:0a:21:00:02"),
+        ("bridge link set dev vethweone hairpin off", "port flags"),
+        ("ip link set vethweone nomaster", "a port of weave"),
+        ("nft flush set bridge weave pods", "nftables set elements"),
+        ("nft flush ruleset", "nftables tables"),
+    ] {
+        two.host.run(damage);
+        let error = check().unwrap_err().to_string();
+        assert!(error.contains("vethweone") && error.contains(word), "{error}");
+        eventually("it is repaired", || check().is_ok());
+    }
+    let other = block_on(two.node.check(port("vethwenone", "10.33.0.9"))).unwrap_err().to_string();
+    assert!(other.contains("does not exist"), "{other}");
+}
+
+#[test]
+fn the_connections_of_a_pod_that_left_are_forgotten() {
+    let Some(_lab) = lab() else { return };
+    let two = two();
+    two.host
+        .shell("nft add table ip track; nft add chain ip track f '{ type filter hook forward priority 0; }'");
+    two.host.run("nft add rule ip track f ct state new accept");
+    assert!(two.attacker.ping("10.33.0.3") && two.victim.ping("10.33.0.2") && two.attacker.ping("10.33.0.1"));
+    let entries = |address: &str| {
+        let table = two.host.run("cat /proc/thread-self/net/nf_conntrack");
+        table.lines().filter(|line| line.contains(&format!("={address} "))).count()
+    };
+    assert!(entries("10.33.0.3") > 0);
+    let others = entries("10.33.0.1");
+    block_on(two.node.detach("vethwetwo".to_owned())).unwrap();
+    eventually("they are forgotten", || entries("10.33.0.3") == 0);
+    assert_eq!(entries("10.33.0.1"), others);
+}
+
+#[test]
 fn an_attach_that_fails_leaves_nothing_and_says_why() {
     let Some(_lab) = lab() else { return };
     let host = Host::new("a");

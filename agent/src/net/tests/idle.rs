@@ -28,9 +28,9 @@ fn while_nothing_happens_the_owner_sleeps() {
 /// How many nanoseconds the owner's thread has run, and how many times.
 fn owner_ran() -> (u64, u64) {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let owner = tasks.map(|task| task.unwrap().path()).find(|task| {
-        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "weave-net")
-    });
+    let owner = tasks
+        .map(|task| task.unwrap().path())
+        .find(|task| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "weave-net"));
     let statistics = std::fs::read_to_string(owner.unwrap().join("schedstat")).unwrap();
     let mut numbers = statistics.split_whitespace().map(|number| number.parse().unwrap());
     let (ran, _waited, times) = (numbers.next().unwrap(), numbers.next(), numbers.next().unwrap());

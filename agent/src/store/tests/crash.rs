@@ -9,6 +9,8 @@ use super::*;
 
 /// Names the data directory to the child.
 const CHILD: &str = "WEAVE_TEST_STORE_CHILD";
+/// Has the child put more and more.
+const GROW: &str = "WEAVE_TEST_STORE_GROW";
 /// How often a child is killed.
 const ROUNDS: u64 = 25;
 /// How many answers are looked at in a trace.
@@ -104,6 +106,26 @@ fn every_answer_has_one_sync_before_it() {
 }
 
 #[test]
+fn a_full_disk_is_an_error_and_harms_nothing_that_was_answered() {
+    let dir = TempDir::new().unwrap();
+    drop(open(&dir));
+    // A limit on the size of files stands for the disk. The shell has the signal ignored that comes with it.
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 8192; exec \"$@\"", "sh"])
+        .arg(std::env::current_exe().unwrap());
+    let output = as_child(&mut limited, &dir).env(GROW, "1").output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+
+    let answered = said.lines().filter_map(|line| line.strip_prefix("committed ")).next_back();
+    let answered: u64 = answered.expect("it had room at the beginning").parse().unwrap();
+    assert!(said.contains("failed: cannot write to the store"), "{said}");
+    assert!(said.contains("and again: cannot write to the store"), "{said}");
+    let found = open(&dir).1.ipam.generation;
+    assert!(found == answered || found == answered + 1, "{answered} was answered, {found} is there");
+}
+
+#[test]
 #[ignore = "a measurement: run it alone, with --nocapture, in a release build"]
 fn measure_the_latency_of_a_commit() {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
@@ -127,8 +149,20 @@ fn measure_the_latency_of_a_commit() {
 fn child() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
     let (store, loaded) = Store::open(Path::new(&dir), &machine()).unwrap();
+    let grows = std::env::var_os(GROW).is_some();
     for generation in loaded.ipam.generation + 1.. {
-        store.commit(batch(generation)).unwrap();
+        let mut ops = batch(generation);
+        if grows {
+            ops.extend((0..100).map(|number| {
+                let container = format!("pod-{generation}-{number}");
+                StoreOp::Ipam(weave_ipam::StoreOp::PutAllocation(allocation(&container, number)))
+            }));
+        }
+        if let Err(error) = store.commit(ops) {
+            println!("failed: {error}");
+            println!("and again: {}", store.commit(batch(generation)).unwrap_err());
+            return;
+        }
         println!("committed {generation}");
     }
 }
@@ -143,7 +177,7 @@ fn batch(generation: u64) -> Vec<StoreOp> {
         StoreOp::Ipam(weave_ipam::StoreOp::PutFreed(Freed { address: address(last), order: generation })),
     ];
     if generation.is_multiple_of(3) {
-        ops.push(StoreOp::Peers((1..100).map(known).collect()));
+        ops.push(StoreOp::Known((1..100).map(known).collect()));
     }
     ops
 }

@@ -72,14 +72,15 @@ impl Field<'_> {
 
     /// Whether the electorate will not decide if everything stays as it is.
     fn should_leave(&self, lock: &Electorate) -> bool {
-        let fits = lock.members.len() == usize::from(self.expected);
+        let gone_on = |peer: &PeerName| self.candidacies.get(peer).is_some_and(|c| c.attempt > lock.attempt);
         if missing_locks(lock, self.candidacies).is_empty() {
-            let present = lock.members.intersection(self.candidates).count();
-            return self.given_up && present < majority(lock.members.len());
+            let present = lock.members.intersection(self.candidates).filter(|peer| !gone_on(peer)).count();
+            let hopeless = present < majority(lock.members.len());
+            return is_dead(lock, self.candidacies) || (self.given_up && hopeless);
         }
-        let moved_on = |peer: &PeerName| self.candidacies.get(peer).is_some_and(|c| c.attempt > lock.attempt);
+        let fits = lock.members.len() == usize::from(self.expected);
         let attracted = self.viable().is_some_and(|other| attraction(&other) > attraction(lock));
-        !fits || self.given_up || attracted || lock.members.iter().any(moved_on)
+        !fits || self.given_up || attracted || lock.members.iter().any(gone_on)
     }
 
     /// Where to go: to the most attractive lock there is, or to a new one; nowhere while there are too few.

@@ -21,7 +21,7 @@ pub const TURN: Duration = Duration::from_millis(1000);
 pub const YIELD: Duration = Duration::from_secs(2);
 
 /// When to open a ballot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Proposer {
     turn: Option<Instant>,
 }

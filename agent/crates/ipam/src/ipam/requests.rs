@@ -91,7 +91,9 @@ impl Ipam {
                 self.reply(waiting.request, result);
             }
         }
-        while let Some(address) = self.book.space().next_free(now).filter(|_| self.queue.wants_address()) {
+        while self.queue.wants_address()
+            && let Some(address) = self.book.space().next_free(now)
+        {
             self.allocate_first(address);
         }
         self.seek(now);
@@ -195,12 +197,13 @@ impl Ipam {
         match (&self.phase, pending) {
             (Phase::Electing(_), _) => RequestError::NotReady { object, waiting_for },
             (Phase::Founded(_), Pending::Remove { .. }) => RequestError::TimedOut { object, waiting_for },
-            (Phase::Founded(_), Pending::Allocate { .. } | Pending::Claim { .. }) => match waiting_for {
-                WaitingFor::Donor(_) => {
+            (Phase::Founded(_), Pending::Allocate { .. } | Pending::Claim { .. }) => {
+                if self.seeker.asked().is_some() {
                     RequestError::TimedOut { object: format!("an address for {object}"), waiting_for }
+                } else {
+                    RequestError::NoSpace { object, waiting_for }
                 }
-                waiting_for => RequestError::NoSpace { object, waiting_for },
-            },
+            }
         }
     }
 

@@ -13,7 +13,7 @@ const RANGE: &str = "10.32.0.0/20";
 
 #[test]
 fn a_peer_that_is_launched_alone_owns_the_whole_range_at_once() {
-    let now = Instant::now();
+    let now = start();
     let mut ipam = alone(1, now);
 
     let address = allocate(&mut ipam, "pod", now).unwrap();
@@ -25,7 +25,7 @@ fn a_peer_that_is_launched_alone_owns_the_whole_range_at_once() {
 
 #[test]
 fn an_address_is_durable_before_it_is_answered() {
-    let now = Instant::now();
+    let now = start();
     let mut ipam = alone(1, now);
     drain(&mut ipam);
 
@@ -39,7 +39,7 @@ fn an_address_is_durable_before_it_is_answered() {
 
 #[test]
 fn three_founders_agree_and_share_equally() {
-    let now = Instant::now();
+    let now = start();
     let mut mesh = Mesh::founders(3, now);
 
     mesh.settle(now);
@@ -54,7 +54,7 @@ fn three_founders_agree_and_share_equally() {
 
 #[test]
 fn two_of_three_founders_wait_and_say_for_whom() {
-    let now = Instant::now();
+    let now = start();
     let mut mesh = Mesh::founders(3, now);
     mesh.peers.pop();
     mesh.settle(now);
@@ -67,7 +67,7 @@ fn two_of_three_founders_wait_and_say_for_whom() {
 
 #[test]
 fn a_joiner_gets_space_when_it_first_needs_an_address() {
-    let now = Instant::now();
+    let now = start();
     let mut mesh = Mesh::founders(1, now);
     mesh.settle(now);
     mesh.peers.push(peer(9, Mode::Consensus { founders: None }, now));
@@ -102,16 +102,16 @@ impl Mesh {
         let hints: BTreeMap<PeerName, PeerFacts> =
             names.iter().map(|name| (*name, PeerFacts { free: 1 })).collect();
         self.peers.iter_mut().for_each(|peer| peer.handle_peers(hints.clone(), now));
-        for index in 0..names.len() {
+        for (index, name) in names.iter().enumerate() {
             let state = Box::new(self.peers[index].state());
-            self.deliver(names[index], Output::Gossip(state), now);
+            self.deliver(*name, Output::Gossip(state), now);
         }
         for _ in 0..200 {
             let mut quiet = true;
-            for index in 0..self.peers.len() {
+            for (index, name) in names.iter().enumerate() {
                 for output in drain(&mut self.peers[index]) {
                     quiet = false;
-                    self.deliver(names[index], output, now);
+                    self.deliver(*name, output, now);
                 }
             }
             if quiet {
@@ -162,14 +162,17 @@ fn config(index: u8, mode: Mode) -> Config {
 fn allocate(ipam: &mut Ipam, container: &str, now: Instant) -> Result<IpAddr, RequestError> {
     ipam.handle_request(RequestId(99), Request::Allocate { key: key(container), port: None }, now);
     ipam.handle_timeout(now + Duration::from_secs(60));
-    let reply = drain(ipam).into_iter().find_map(|output| match output {
-        Output::Reply { request: RequestId(99), result } => Some(result),
-        _ => None,
-    });
-    match reply.expect("a request is answered in time")? {
-        Answer::Allocated { allocation, .. } => Ok(allocation.address),
-        other => panic!("not the answer to Allocate: {other:?}"),
-    }
+    let mine = |output| {
+        if let Output::Reply { request: RequestId(99), result } = output { Some(result) } else { None }
+    };
+    let reply = drain(ipam).into_iter().find_map(mine).expect("a request is answered in time")?;
+    let Answer::Allocated { allocation, .. } = reply else { panic!("not the answer to Allocate: {reply:?}") };
+    Ok(allocation.address)
+}
+
+#[expect(clippy::disallowed_methods, reason = "time has to begin somewhere")]
+fn start() -> Instant {
+    Instant::now()
 }
 
 fn drain(ipam: &mut Ipam) -> Vec<Output> {

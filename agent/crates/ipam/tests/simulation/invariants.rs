@@ -15,7 +15,7 @@ use crate::world::{Machine, Weather, World};
 ///
 /// A removed machine does not count from the moment that a majority has said so. It may still be holding
 /// addresses behind some wall, where nobody can reach it; see [`nobody_reachable_shares`].
-pub fn always(world: &World) {
+pub(crate) fn always(world: &World) {
     let removed = removed(world);
     let present =
         || world.machines.iter().filter(|machine| !machine.gone && !removed.contains(&machine.name));
@@ -41,7 +41,7 @@ pub fn always(world: &World) {
 }
 
 /// Whoever can be reached and has heard what everybody has to say holds nothing that somebody else holds.
-pub fn nobody_reachable_shares(world: &World) {
+pub(crate) fn nobody_reachable_shares(world: &World) {
     let mut holders = BTreeMap::<IpAddr, PeerName>::new();
     for (machine, ipam) in world.up() {
         for allocation in ipam.allocations() {
@@ -52,10 +52,11 @@ pub fn nobody_reachable_shares(world: &World) {
 }
 
 /// The weather clears, the walls fall, everybody who can starts.
-pub fn heal(world: &mut World) {
+pub(crate) fn heal(world: &mut World) {
     world.weather = Weather::CALM;
     for index in 0..world.machines.len() {
         world.machines[index].side = 0;
+        world.keep_power(index);
         world.start(index);
     }
     world.pass(Duration::from_secs(60));
@@ -63,7 +64,7 @@ pub fn heal(world: &mut World) {
 }
 
 /// After healing: everybody knows the same, and has heard nothing it had to refuse.
-pub fn agreed(world: &World) {
+pub(crate) fn agreed(world: &World) {
     let digests: BTreeSet<u64> = world.up().map(|(_, ipam)| ipam.digest()).collect();
     assert!(digests.len() <= 1, "rings differ after healing: {:?}", world.refused);
     assert!(world.up().all(|(_, ipam)| ipam.universe_id().is_some()), "no universe: {}", states(world));
@@ -72,7 +73,7 @@ pub fn agreed(world: &World) {
 }
 
 /// Everybody gets an address.
-pub fn everybody_is_served(world: &mut World) {
+pub(crate) fn everybody_is_served(world: &mut World) {
     let up: Vec<usize> =
         (0..world.machines.len()).filter(|index| world.machines[*index].ipam.is_some()).collect();
     let requests: Vec<_> = up.iter().map(|index| world.allocate(*index)).collect();
@@ -85,7 +86,7 @@ pub fn everybody_is_served(world: &mut World) {
 }
 
 /// When all that is gone has been removed, all of the range belongs to somebody who is there.
-pub fn nothing_is_lost(world: &mut World) {
+pub(crate) fn nothing_is_lost(world: &mut World) {
     let gone: Vec<PeerName> = world.machines.iter().filter(|m| m.gone).map(|machine| machine.name).collect();
     let Some(one) = world.machines.iter().position(|machine| machine.ipam.is_some()) else { return };
     for peer in gone {
@@ -100,7 +101,7 @@ pub fn nothing_is_lost(world: &mut World) {
 }
 
 /// Everybody's status line.
-pub fn states(world: &World) -> String {
+pub(crate) fn states(world: &World) -> String {
     let line = |(machine, ipam): (&Machine, &Ipam)| {
         let status = ipam.status(world.now);
         format!("{}: {} {:?} {:?}; ", machine.name, status.state, status.removed, status.refused)

@@ -10,7 +10,7 @@ use crate::world::{Weather, World};
 
 /// One thing that happens. Machines are given by number, modulo how many there are.
 #[derive(Debug, Clone)]
-pub enum Transition {
+pub(crate) enum Transition {
     /// Time passes, in milliseconds.
     Pass(u64),
     /// A pod is born.
@@ -41,7 +41,7 @@ pub enum Transition {
 
 impl Transition {
     /// Makes it happen; `mode` is that of machines which come new.
-    pub fn happen(self, world: &mut World, mode: &Mode) {
+    pub(crate) fn happen(self, world: &mut World, mode: &Mode) {
         let count = world.machines.len();
         match self {
             Self::Pass(millis) => world.pass(Duration::from_millis(millis)),
@@ -97,7 +97,7 @@ fn remove_gone(world: &mut World, index: usize) {
 }
 
 /// What happens everywhere: pods come and go, machines crash and start, the mesh falls apart and heals.
-pub fn daily_life() -> BoxedStrategy<Transition> {
+pub(crate) fn daily_life() -> BoxedStrategy<Transition> {
     prop_oneof![
         6 => (1_u64..4000).prop_map(Transition::Pass),
         5 => any::<usize>().prop_map(Transition::Allocate),
@@ -114,13 +114,29 @@ pub fn daily_life() -> BoxedStrategy<Transition> {
     .boxed()
 }
 
+/// What makes candidates change their minds: short glimpses of different parts of the mesh, and long silences.
+pub(crate) fn glimpses() -> BoxedStrategy<Transition> {
+    prop_oneof![
+        6 => (1_u64..900).prop_map(Transition::Pass),
+        2 => (5500_u64..7000).prop_map(Transition::Pass),
+        6 => any::<u8>().prop_map(Transition::Split),
+        1 => Just(Transition::Join),
+        1 => any::<usize>().prop_map(Transition::Crash),
+        1 => (any::<usize>(), 0_usize..4).prop_map(|(index, outputs)| Transition::CrashAfter(index, outputs)),
+        4 => any::<usize>().prop_map(Transition::Start),
+        1 => Just(Transition::Weather(Weather::BLIZZARD)),
+        1 => Just(Transition::Weather(Weather::STORM)),
+    ]
+    .boxed()
+}
+
 /// Machines that are lost, too, before there is a universe.
-pub fn with_replacements() -> BoxedStrategy<Transition> {
-    prop_oneof![12 => daily_life(), 1 => any::<usize>().prop_map(Transition::Replace)].boxed()
+pub(crate) fn with_replacements() -> BoxedStrategy<Transition> {
+    prop_oneof![9 => glimpses(), 3 => daily_life(), 1 => any::<usize>().prop_map(Transition::Replace)].boxed()
 }
 
 /// Machines that come and go for good.
-pub fn with_removals() -> BoxedStrategy<Transition> {
+pub(crate) fn with_removals() -> BoxedStrategy<Transition> {
     prop_oneof![
         16 => daily_life(),
         1 => any::<usize>().prop_map(Transition::Replace),
@@ -131,7 +147,7 @@ pub fn with_removals() -> BoxedStrategy<Transition> {
 }
 
 /// As many cases as fit into a developer's patience; `PROPTEST_CASES` asks for more.
-pub fn cases(few: u32) -> ProptestConfig {
+pub(crate) fn cases(few: u32) -> ProptestConfig {
     let standard = ProptestConfig::default();
     let cases = if standard.cases == 256 { few } else { standard.cases };
     ProptestConfig { cases, max_shrink_iters: 2000, ..standard }

@@ -21,53 +21,54 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// How unkind the network is.
 #[derive(Debug, Clone, Copy)]
-pub struct Weather {
+pub(crate) struct Weather {
     /// Of a hundred messages, how many are lost.
-    pub loss: u32,
+    pub(crate) loss: u32,
     /// Of a hundred messages, how many arrive twice.
-    pub repetition: u32,
+    pub(crate) repetition: u32,
     /// How long a message takes at most, in milliseconds.
-    pub delay: u64,
+    pub(crate) delay: u64,
 }
 
 impl Weather {
-    pub const CALM: Self = Self { loss: 0, repetition: 0, delay: 20 };
-    pub const STORM: Self = Self { loss: 25, repetition: 15, delay: 400 };
+    pub(crate) const CALM: Self = Self { loss: 0, repetition: 0, delay: 20 };
+    pub(crate) const BLIZZARD: Self = Self { loss: 70, repetition: 10, delay: 900 };
+    pub(crate) const STORM: Self = Self { loss: 25, repetition: 15, delay: 400 };
 }
 
 /// What a machine's store holds.
 #[derive(Debug, Clone, Default)]
-pub struct Disk {
-    pub state: Option<IpamState>,
-    pub allocations: BTreeMap<AttachmentKey, Allocation>,
+pub(crate) struct Disk {
+    pub(crate) state: Option<IpamState>,
+    pub(crate) allocations: BTreeMap<AttachmentKey, Allocation>,
     freed: BTreeMap<IpAddr, Freed>,
     generation: u64,
 }
 
 /// A machine. A wiped machine is another machine: this one is gone for good.
-pub struct Machine {
-    pub name: PeerName,
-    pub ipam: Option<Ipam>,
-    pub disk: Disk,
-    pub gone: bool,
+pub(crate) struct Machine {
+    pub(crate) name: PeerName,
+    pub(crate) ipam: Option<Ipam>,
+    pub(crate) disk: Disk,
+    pub(crate) gone: bool,
     /// Which machines it can talk to: those with the same number.
-    pub side: u8,
+    pub(crate) side: u8,
     /// Allocations that somebody was told of and that were not freed since.
-    pub promised: BTreeMap<AttachmentKey, IpAddr>,
+    pub(crate) promised: BTreeMap<AttachmentKey, IpAddr>,
     /// Allocations taken back since the address belongs to another peer.
-    pub lost: Vec<Allocation>,
+    pub(crate) lost: Vec<Allocation>,
     mode: Mode,
     hint: u64,
     outputs_left: Option<usize>,
 }
 
 /// Everything there is.
-pub struct World {
-    pub now: Instant,
-    pub machines: Vec<Machine>,
-    pub weather: Weather,
-    pub replies: BTreeMap<RequestId, Result<Answer, RequestError>>,
-    pub refused: Vec<String>,
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) weather: Weather,
+    pub(crate) replies: BTreeMap<RequestId, Result<Answer, RequestError>>,
+    pub(crate) refused: Vec<String>,
     asked: BTreeMap<RequestId, Asked>,
     universe: Cidr,
     post: BinaryHeap<Reverse<Letter>>,
@@ -111,7 +112,7 @@ impl Ord for Content {
 }
 
 impl World {
-    pub fn new(universe: &str, seed: u64) -> Self {
+    pub(crate) fn new(universe: &str, seed: u64) -> Self {
         let now = beginning();
         Self {
             now,
@@ -128,12 +129,8 @@ impl World {
         }
     }
 
-    pub fn universe(&self) -> Cidr {
-        self.universe
-    }
-
     /// A new machine with an empty disk. Its name is drawn, so that the order of names is not that of birth.
-    pub fn add(&mut self, mode: Mode) -> usize {
+    pub(crate) fn add(&mut self, mode: Mode) -> usize {
         let name = PeerName::from_bits(self.rng.random::<[u8; 6]>());
         self.machines.push(Machine {
             name,
@@ -151,7 +148,7 @@ impl World {
     }
 
     /// The machine starts, with what its disk holds.
-    pub fn start(&mut self, index: usize) {
+    pub(crate) fn start(&mut self, index: usize) {
         let seed = self.rng.random();
         let machine = &mut self.machines[index];
         if machine.ipam.is_some() || machine.gone {
@@ -170,24 +167,29 @@ impl World {
     }
 
     /// The machine loses its power.
-    pub fn crash(&mut self, index: usize) {
+    pub(crate) fn crash(&mut self, index: usize) {
         self.machines[index].ipam = None;
         self.machines[index].outputs_left = None;
     }
 
     /// The machine will lose its power after that many more outputs.
-    pub fn crash_after(&mut self, index: usize, outputs: usize) {
+    pub(crate) fn crash_after(&mut self, index: usize, outputs: usize) {
         self.machines[index].outputs_left = Some(outputs);
     }
 
+    /// Nothing is planned for the machine any more.
+    pub(crate) fn keep_power(&mut self, index: usize) {
+        self.machines[index].outputs_left = None;
+    }
+
     /// The machine is lost with its disk.
-    pub fn wipe(&mut self, index: usize) {
+    pub(crate) fn wipe(&mut self, index: usize) {
         self.crash(index);
         self.machines[index].gone = true;
         self.machines[index].promised.clear();
     }
 
-    pub fn ask(&mut self, index: usize, request: Request) -> RequestId {
+    pub(crate) fn ask(&mut self, index: usize, request: Request) -> RequestId {
         self.counter += 1;
         let id = RequestId(self.counter);
         let machine = &mut self.machines[index];
@@ -199,7 +201,10 @@ impl World {
                 machine.promised.remove(key);
                 None
             }
-            _ => None,
+            Request::FreeContainer { .. }
+            | Request::KeepOnly { .. }
+            | Request::Lookup { .. }
+            | Request::RemovePeer { .. } => None,
         };
         self.asked.insert(id, Asked { machine: index, key });
         ipam.handle_request(id, request, self.now);
@@ -208,14 +213,14 @@ impl World {
     }
 
     /// Asks for an address under a key that was never used.
-    pub fn allocate(&mut self, index: usize) -> RequestId {
+    pub(crate) fn allocate(&mut self, index: usize) -> RequestId {
         self.counter += 1;
         let key = AttachmentKey { container: format!("c{}", self.counter), interface: "eth0".to_owned() };
         self.ask(index, Request::Allocate { key, port: None })
     }
 
     /// Lets time pass.
-    pub fn pass(&mut self, span: Duration) {
+    pub(crate) fn pass(&mut self, span: Duration) {
         let end = self.now + span;
         while let Some(next) = self.next_event().filter(|next| *next <= end) {
             self.now = self.now.max(next);
@@ -225,7 +230,7 @@ impl World {
     }
 
     /// Machines that are up.
-    pub fn up(&self) -> impl Iterator<Item = (&Machine, &Ipam)> {
+    pub(crate) fn up(&self) -> impl Iterator<Item = (&Machine, &Ipam)> {
         self.machines.iter().filter_map(|machine| Some((machine, machine.ipam.as_ref()?)))
     }
 
@@ -408,7 +413,7 @@ impl Disk {
 
 impl Machine {
     /// What the machine holds as given out: in memory while it is up, on its disk while it is down.
-    pub fn held(&self) -> BTreeSet<IpAddr> {
+    pub(crate) fn held(&self) -> BTreeSet<IpAddr> {
         match &self.ipam {
             Some(ipam) => ipam.allocations().map(|allocation| allocation.address).collect(),
             None => self.disk.allocations.values().map(|allocation| allocation.address).collect(),
@@ -416,12 +421,12 @@ impl Machine {
     }
 
     /// From the next start on.
-    pub fn set_mode(&mut self, mode: Mode) {
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
     }
 
     /// What the machine knows: in memory while it is up, on its disk while it is down.
-    pub fn knows(&self) -> Option<IpamState> {
+    pub(crate) fn knows(&self) -> Option<IpamState> {
         self.ipam.as_ref().map(Ipam::state).or_else(|| self.disk.state.clone())
     }
 }

@@ -99,6 +99,7 @@ impl Topology {
     pub(super) const fn on_links_changed(&mut self) {
         self.pace.own_changed = true;
         self.pace.links_changed = true;
+        self.pace.peers_changed = true;
         self.survey.outdate();
     }
 

@@ -99,7 +99,7 @@ impl Topology {
     pub(super) fn on_digest(&mut self, link: LinkId, digest: &Digest) {
         let own = self.own.record();
         let record = |name| if name == own.name { Some(own) } else { self.peers.record(name) };
-        let ours = self.peers.present().map(|(record, _)| record).chain([own]);
+        let ours = self.peers.present().chain([own]);
         let difference = gossip::compare(&digest.records, ours, record);
         for chunk in difference.wanted.chunks(MAX_RECORDS) {
             self.outputs.push_back(Output::Send { link, message: Message::Want(chunk.to_vec()) });

@@ -481,5 +481,5 @@ pub(crate) fn addr_of(number: usize) -> SocketAddr {
 }
 
 pub(crate) fn letter(src: PeerName, dst: PeerName) -> Directed {
-    Directed { src, dst, hops_left: Directed::MAX_HOPS, body: IpamDirected::SpaceRequest }
+    Directed { src, dst, hops_left: Directed::MAX_HOPS, body: IpamDirected::SpaceDenied { token: 0 } }
 }
