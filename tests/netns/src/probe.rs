@@ -232,7 +232,6 @@ impl Drop for Flow {
 
 fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<FlowReport> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect(server)?;
     let mut answered = Vec::new();
     let (mut sent, mut next) = (0_u64, Instant::now());
     let mut log = Silence::new();
@@ -240,8 +239,8 @@ fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
     while !ending.load(Ordering::Relaxed) || next.elapsed() < PATIENCE {
         let asking = !ending.load(Ordering::Relaxed);
         if asking && next <= Instant::now() {
-            // An unreachable destination is an error on a connected socket: that question is lost, no more.
-            let _ = socket.send(&sent.to_be_bytes());
+            // Where there is no route to the server, that question is lost, no more.
+            let _ = socket.send_to(&sent.to_be_bytes(), server);
             sent += 1;
             next += pace;
         }

@@ -10,10 +10,12 @@ use weave_netns::cni::{self, Call, INTERFACE};
 use weave_netns::command;
 use weave_netns::fingerprint::difference;
 use weave_netns::ns::Netns;
-use weave_netns::probe;
+use weave_netns::probe::{self, Flow};
 use weave_netns::{AgentOptions, Host, Lab, Pod, eventually, run_in_lab};
 
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How far the status may lag behind the agent.
+const STATUS_PACE: Duration = Duration::from_secs(2);
 /// As many pods as a Kubernetes node holds, and how long they may take together.
 const FULL_NODE: usize = 110;
 const FULL_NODE_PATIENCE: Duration = Duration::from_secs(3);
@@ -71,6 +73,40 @@ fn attach_all(host: &Host, attempt: usize) -> Result<(Vec<Pod>, Duration)> {
     Ok((pods, start.elapsed()))
 }
 
+/// Nothing of what ADD promises may wait for, or be undone by, the work for other pods.
+#[test]
+fn a_pod_talks_from_the_moment_that_add_returns_while_others_come_and_go() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh(&["a", "b"])?;
+        let far = hosts[1].pod("far")?;
+        let steady = hosts[0].pod("steady")?;
+        let _servers = [far.serve()?, steady.serve()?];
+        eventually(PATIENCE, "the mesh is up", || probe::reach(steady.ns(), far.service(), "far"))?;
+        let flow = Flow::udp(far.ns(), steady.service(), Duration::from_millis(10))?;
+        let (node, hosts) = (hosts[0].ns()?, &hosts);
+        let come_and_go = &|visitor: usize| -> Result<()> {
+            for turn in 0..12 {
+                let pod = hosts[0].pod(&format!("v{visitor}t{turn}"))?;
+                let told = || format!("{} ({}) after ADD", pod.container(), pod.address());
+                probe::ask_udp(pod.ns(), far.service()).with_context(told)?;
+                probe::ping(&node, pod.address()).with_context(told)?;
+                probe::ask_udp(pod.ns(), steady.service()).with_context(told)?;
+                pod.detach(&hosts[0])?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let visitors: Vec<_> = (0..3).map(|visitor| scope.spawn(move || come_and_go(visitor))).collect();
+            visitors
+                .into_iter()
+                .try_for_each(|visitor| visitor.join().map_err(|_| anyhow!("a visitor panicked"))?)
+        })?;
+        let report = flow.finish()?;
+        ensure!(report.lost == 0, "another pod noticed: {report:?}");
+        Ok(())
+    });
+}
+
 #[test]
 fn check_is_exact_and_del_is_idempotent() {
     run_in_lab(|lab| {
@@ -87,7 +123,7 @@ fn check_is_exact_and_del_is_idempotent() {
             pod.call(&host, "DEL")?;
         }
         ensure!(!pod.ns().has_link(INTERFACE)?, "DEL left the interface");
-        ensure!(!host.allocations()?.contains_key(pod.container()), "DEL left the address");
+        is_free(&host, &pod)?;
         Ok(())
     });
 }
@@ -108,7 +144,7 @@ fn every_version_of_the_protocol_is_spoken() {
         let error = shim(lab, "ADD", &namespace, &cni::weave_conf("9.0.0", &host.run_dir()))?
             .refused(&*host.ns()?)?;
         ensure!(error["code"] == 1, "an unknown version is {error}");
-        ensure!(host.allocations()?.is_empty(), "a refused ADD kept an address");
+        holds_nothing(&host)?;
         Ok(())
     });
 }
@@ -123,9 +159,9 @@ fn status_and_gc_answer_for_the_whole_network() {
         conf["cni.dev/valid-attachments"] =
             json!([{ "containerID": stays.container(), "ifname": INTERFACE }]);
         shim(lab, "GC", stays.ns(), &conf)?.succeed(&*host.ns()?)?;
+        is_free(&host, &goes)?;
         let left = host.allocations()?;
         ensure!(left.contains_key(stays.container()), "GC took a valid attachment: {left:?}");
-        ensure!(!left.contains_key(goes.container()), "GC left what is not valid: {left:?}");
         probe::ping(&*host.ns()?, stays.address())?;
         host.stop_agent()?;
         let error = shim(lab, "STATUS", stays.ns(), &cni::weave_conf("1.1.0", &host.run_dir()))?
@@ -144,20 +180,14 @@ fn del_succeeds_without_a_namespace_and_without_an_agent_and_is_caught_up_with_l
         let mut call = shim(lab, "DEL", vanished.ns(), &conf)?;
         call.netns = Some(PathBuf::new());
         call.succeed(&*host.ns()?)?;
-        ensure!(
-            !host.allocations()?.contains_key(vanished.container()),
-            "DEL without a namespace kept the address"
-        );
+        is_free(&host, &vanished)?;
         host.kill_agent()?;
         let start = Instant::now();
         orphan.call(&host, "DEL")?;
         ensure!(start.elapsed() < Duration::from_secs(8), "DEL without an agent took {:?}", start.elapsed());
         host.relaunch()?;
         host.wait_ready()?;
-        ensure!(
-            !host.allocations()?.contains_key(orphan.container()),
-            "the agent did not catch up with a DEL"
-        );
+        is_free(&host, &orphan)?;
         Ok(())
     });
 }
@@ -171,7 +201,7 @@ fn a_failed_add_leaves_neither_a_device_nor_an_address() {
         namespace.ip(&format!("link add {INTERFACE} type veth peer name peer0"))?;
         let conf = cni::weave_conf("1.0.0", &host.run_dir());
         shim(lab, "ADD", &namespace, &conf)?.refused(&*host.ns()?)?;
-        ensure!(host.allocations()?.is_empty(), "the address of a failed ADD is kept");
+        holds_nothing(&host)?;
         eventually(PATIENCE, "the node is as before", || {
             let after = host.fingerprint()?;
             ensure!(before == after, "{}", difference(&before, &after));
@@ -216,7 +246,7 @@ fn an_address_is_on_disk_before_it_is_answered() {
         tracer.finish()?;
         let text = std::fs::read_to_string(&trace).context("reading the trace")?;
         let lines: Vec<_> = text.lines().collect();
-        let address = format!("{}/", pod.address());
+        let address = format!("\\\"{}\\\"", pod.address());
         let answered = lines
             .iter()
             .position(|line| is_write(line) && line.contains(&address))
@@ -227,6 +257,23 @@ fn an_address_is_on_disk_before_it_is_answered() {
         ensure!(synced, "nothing was synced between the question and the answer:\n{text}");
         Ok(())
     });
+}
+
+/// The status is told at a bounded pace: what has happened shows in it a moment later.
+fn is_free(host: &Host, pod: &Pod) -> Result<()> {
+    eventually(STATUS_PACE, &format!("the address of {} is free", pod.container()), || {
+        let left = host.allocations()?;
+        ensure!(!left.contains_key(pod.container()), "{left:?}");
+        Ok(())
+    })
+}
+
+fn holds_nothing(host: &Host) -> Result<()> {
+    eventually(STATUS_PACE, "no address is given out", || {
+        let left = host.allocations()?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
 }
 
 fn is_write(line: &str) -> bool {
