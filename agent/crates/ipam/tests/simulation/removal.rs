@@ -164,7 +164,7 @@ fn an_heir_that_is_removed_passes_on_what_it_inherited() {
 }
 
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn whatever_happens_the_dead_are_inherited_from_once_and_nothing_is_lost(
@@ -192,7 +192,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn peers_that_are_removed_alive_give_up_what_they_have_as_soon_as_they_hear_of_it(
