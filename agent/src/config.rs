@@ -10,7 +10,6 @@
 
 mod init;
 mod listen;
-mod target;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -25,7 +24,7 @@ use weave_proto::{Cidr, Nickname};
 
 pub use init::{IpallocInit, IpallocInitError};
 pub use listen::{ListenAddress, ListenAddressError};
-pub use target::{Host, Target, TargetError};
+pub use weave_topology::Target;
 
 /// Weave's control port.
 pub const DEFAULT_PORT: u16 = 6783;
@@ -135,7 +134,7 @@ pub struct MeshSettings {
     #[arg(long, value_name = "N", env = "CONN_LIMIT", default_value = "200")]
     pub conn_limit: ConnLimit,
 
-    /// Peers to look for: host[:port], an IPv6 address with a port in brackets
+    /// Peers to look for: host or host:port, an IPv6 address with a port in brackets
     ///
     /// Knowing one peer is enough; it tells of the others. With no peer at all this one starts a mesh of its own.
     #[arg(value_name = "PEER")]
@@ -378,3 +377,6 @@ fn parse_mtu(text: &str) -> Result<Mtu, String> {
         Ok(_) | Err(_) => Err(format!("write a number from {} to {}, or 0 to derive it", Mtu::MIN, u16::MAX)),
     }
 }
+
+#[cfg(test)]
+mod tests;

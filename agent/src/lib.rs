@@ -1,8 +1,30 @@
-//! The doers of the weave agent and the command line that starts and asks it.
-#![allow(missing_docs)]
+//! The doers of the weave agent, and the command line that starts and asks it.
+//!
+//! What *decides* lives in the pure crates under `agent/crates` and is joined by `weave_router`. What is here *acts*:
+//! each room below does one kind of thing to the outside world, knows no other room's business, and is told what to do
+//! in values.
+//!
+//! ```text
+//!   cli      the words of the command line          launch   the rooms wired into one agent
+//!   config   flags and environment, read once       brain    the loop around the router
+//!   peer     QUIC links                             store    what must survive: one redb file
+//!   net      the node's kernel state                firewall the nftables tables
+//!   cni      the six verbs                          control  the operator's socket
+//!   http     status and metrics, read-only          render   status as text
+//!   identity who this peer is                       task     tasks with a name, an owner and an end
+//! ```
 
+pub mod brain;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod control;
+pub mod firewall;
 pub mod http;
+pub mod identity;
+pub mod launch;
+pub mod net;
+pub mod peer;
 pub mod render;
+pub mod store;
+pub mod task;

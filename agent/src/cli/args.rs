@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory, Id, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, Settings, Target};
@@ -158,7 +159,7 @@ pub struct ConnectArgs {
     #[arg(long)]
     pub replace: bool,
 
-    /// Where to look: host[:port], an IPv6 address with a port in brackets
+    /// Where to look: host or host:port, an IPv6 address with a port in brackets
     #[arg(value_name = "PEER", required_unless_present = "replace")]
     pub peers: Vec<Target>,
 
@@ -247,17 +248,57 @@ pub struct CniDirs {
 /// pass on variables that nobody filled in.
 #[must_use]
 pub fn command() -> Command {
-    without_empty_variables(CommandLine::command())
+    let command = with_usable_variables(CommandLine::command());
+    // Help does not depend on the terminal in which the tests run.
+    if cfg!(test) { command.term_width(100) } else { command }
 }
 
-fn without_empty_variables(command: Command) -> Command {
+fn with_usable_variables(command: Command) -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     command
         .mut_args(|arg| match arg.get_env() {
             Some(name) if is_empty(name) => arg.env(None::<&'static str>),
-            Some(_) | None => arg,
+            Some(_) | None => arg.hide_env_values(true),
         })
-        .mut_subcommands(without_empty_variables)
+        .mut_subcommands(with_usable_variables)
+}
+
+/// What was given to the command, by flag or by variable, for the log; never a secret itself.
+#[must_use]
+pub(crate) fn given(matches: &ArgMatches) -> String {
+    let Some((name, matches)) = matches.subcommand() else { return String::new() };
+    let command = command();
+    let is_group = |id: &Id| {
+        let groups = command.find_subcommand(name).into_iter().flat_map(Command::get_groups);
+        groups.into_iter().any(|group| group.get_id() == id)
+    };
+    let mut words = Vec::new();
+    for id in matches.ids().filter(|id| id.as_str() != "password" && !is_group(id)) {
+        let is_given = matches!(
+            matches.value_source(id.as_str()),
+            Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+        );
+        if let (true, Ok(Some(values))) = (is_given, matches.try_get_raw(id.as_str())) {
+            let values: Vec<_> = values.map(OsStr::to_string_lossy).collect();
+            words.push(format!("{}={}", id.as_str().replace('_', "-"), values.join(",")));
+        }
+    }
+    if words.is_empty() { "none".to_owned() } else { words.join(" ") }
+}
+
+/// For a bad value that nobody wrote on the command line: which variable it comes from.
+pub(crate) fn variable_note(error: &clap::Error) -> Option<String> {
+    let (Some(ContextValue::String(flag)), Some(ContextValue::String(value))) =
+        (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue))
+    else {
+        return None;
+    };
+    let flag = flag.split(' ').next()?.strip_prefix("--")?;
+    let command = command();
+    let arguments = command.get_arguments().chain(command.get_subcommands().flat_map(Command::get_arguments));
+    let name = arguments.filter(|arg| arg.get_long() == Some(flag)).find_map(Arg::get_env)?;
+    let is_from_there = std::env::var_os(name).is_some_and(|found| found.to_string_lossy() == *value);
+    is_from_there.then(|| format!("the value comes from the environment variable {}", name.to_string_lossy()))
 }
 
 /// For a flag or command of Weave Net that this program does not have: what became of it.

@@ -129,17 +129,22 @@ impl Agent {
 
     fn unreachable(&self, error: io::Error) -> AskError {
         let socket = self.socket.clone();
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NotRunning(socket),
-            io::ErrorKind::PermissionDenied => AskError::NotPermitted(socket),
-            _ => AskError::Broken { socket, error },
+        let is = |kind| error.kind() == kind;
+        if is(io::ErrorKind::NotFound) || is(io::ErrorKind::ConnectionRefused) {
+            AskError::NotRunning(socket)
+        } else if is(io::ErrorKind::PermissionDenied) {
+            AskError::NotPermitted(socket)
+        } else {
+            AskError::Broken { socket, error }
         }
     }
 
     fn broken(&self, error: io::Error) -> AskError {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AskError::NoAnswer(self.socket.clone()),
-            _ => AskError::Broken { socket: self.socket.clone(), error },
+        let socket = self.socket.clone();
+        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            AskError::NoAnswer(socket)
+        } else {
+            AskError::Broken { socket, error }
         }
     }
 }

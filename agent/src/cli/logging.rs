@@ -195,10 +195,7 @@ fn text_line(now: Duration, level: Level, room: &str, fields: &Fields) -> String
         escaped(&fields.message)
     );
     for (name, value) in &fields.values {
-        let text = match value {
-            Value::String(text) => quoted_if_needed(text),
-            other => other.to_string(),
-        };
+        let text = value.as_str().map_or_else(|| value.to_string(), quoted_if_needed);
         let _ = write!(line, " {name}={text}");
     }
     line.push('\n');

@@ -129,7 +129,7 @@ impl CommandError {
 
 /// Does what this process was asked to do.
 pub fn run(doers: &impl Doers) -> ExitCode {
-    let (mut out, mut err) = (io::stdout().lock(), io::stderr());
+    let (mut out, mut err) = (io::stdout(), io::stderr());
     let exit = run_on(std::env::args_os(), doers, &mut Terminal { out: &mut out, err: &mut err });
     exit.into()
 }
@@ -140,12 +140,16 @@ pub fn run_on(
     doers: &impl Doers,
     terminal: &mut Terminal<'_>,
 ) -> Exit {
-    let parsed = command().try_get_matches_from(words).and_then(|it| CommandLine::from_arg_matches(&it));
-    let line = match parsed {
-        Ok(line) => line,
+    let parsed = command()
+        .try_get_matches_from(words)
+        .and_then(|matches| Ok((CommandLine::from_arg_matches(&matches)?, args::given(&matches))));
+    let (line, given) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return show_usage(&error, terminal),
     };
-    match perform(line, doers, terminal).and_then(|()| terminal.out.flush().map_err(CommandError::from)) {
+    match perform(line, &given, doers, terminal)
+        .and_then(|()| terminal.out.flush().map_err(CommandError::from))
+    {
         Ok(()) => Exit::Done,
         Err(error) => {
             let exit = error.exit();
@@ -162,7 +166,8 @@ fn show_usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> Exit {
     let text = error.render();
     if error.use_stderr() {
         let _ = write!(terminal.err, "{text}");
-        if let Some(note) = args::weave_net_note(error) {
+        let note = args::weave_net_note(error).map(str::to_owned).or_else(|| args::variable_note(error));
+        if let Some(note) = note {
             let _ = writeln!(terminal.err, "\n  note: {note}");
         }
         return Exit::Usage;
@@ -173,13 +178,18 @@ fn show_usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> Exit {
     }
 }
 
-fn perform(line: CommandLine, doers: &impl Doers, terminal: &mut Terminal<'_>) -> Result<(), CommandError> {
+fn perform(
+    line: CommandLine,
+    given: &str,
+    doers: &impl Doers,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CommandError> {
     let CommandLine { run_dir, command } = line;
     let agent = Agent::at(&run_dir);
     match command {
         Action::Launch(mut settings) => {
             settings.paths.run_dir = run_dir;
-            launch(*settings, doers)
+            launch(*settings, given, doers)
         }
         Action::Status(args) => status(&agent, args, terminal),
         Action::Report(args) => report(&agent, &args, terminal),
@@ -202,13 +212,13 @@ fn perform(line: CommandLine, doers: &impl Doers, terminal: &mut Terminal<'_>) -
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-fn launch(settings: Settings, doers: &impl Doers) -> Result<(), CommandError> {
+fn launch(settings: Settings, given: &str, doers: &impl Doers) -> Result<(), CommandError> {
     if let Some(refusal) = settings.refusal() {
         return Err(CommandError::Told(Exit::Usage, refusal));
     }
     logging::install(settings.log);
     tracing::info!("weave {VERSION}");
-    tracing::info!("Command line options: {settings:?}");
+    tracing::info!("Command line options: {given}");
     doers.launch(settings).map_err(CommandError::Agent)
 }
 

@@ -12,6 +12,8 @@
 //! The server is one future without tasks of its own: dropping it ends every conversation, which loses nothing,
 //! because a request that the brain has taken is carried out whether or not anybody reads the answer.
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod resolve;
 mod server;
 #[cfg(test)]

@@ -20,14 +20,25 @@ use weave_proto::local::status::Status;
 use super::{Control, resolve_peer};
 use crate::config::Target;
 
-/// How long a caller may take to say what it wants. The command line sends its line at once.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the server waits, and for what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For a caller to say what it wants. The command line sends its line at once.
+    pub(super) request: Duration,
+    /// For the brain. Removing a peer waits for the other peers' word; everything else is local.
+    pub(super) work: Duration,
+    /// For a caller to read the answer.
+    pub(super) answer: Duration,
+}
 
-/// How long the brain may take. Removing a peer waits for the other peers' word; everything else is local.
-const WORK_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a caller may take to read the answer.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+impl Patience {
+    /// What serves people; the command line waits a little longer than `work`.
+    const USUAL: Self = Self {
+        request: Duration::from_secs(5),
+        work: Duration::from_secs(30),
+        answer: Duration::from_secs(10),
+    };
+}
 
 /// Conversations at a time; further callers wait in the socket's queue.
 const MAX_CONVERSATIONS: usize = 32;
@@ -41,6 +52,7 @@ pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
+    pub(super) patience: Patience,
 }
 
 /// Why the socket cannot be made.
@@ -88,7 +100,7 @@ impl ControlSocket {
             let _ = fs::remove_file(&private);
         });
         let (listener, inode) = listener.map_err(failed("making it private"))?;
-        Ok(Self { listener, path, inode })
+        Ok(Self { listener, path, inode, patience: Patience::USUAL })
     }
 
     /// Where the socket is.
@@ -103,7 +115,7 @@ impl ControlSocket {
         loop {
             tokio::select! {
                 accepted = self.listener.accept(), if conversations.len() < MAX_CONVERSATIONS => match accepted {
-                    Ok((stream, _)) => conversations.push(converse(stream, &status, &control)),
+                    Ok((stream, _)) => conversations.push(converse(stream, self.patience, &status, &control)),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a caller on the control socket");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -134,9 +146,16 @@ impl Drop for ControlSocket {
 }
 
 /// One request, one answer.
-async fn converse<C: Control>(mut stream: UnixStream, status: &watch::Receiver<Arc<Status>>, control: &C) {
-    let answer = match hear(&mut stream).await {
-        Ok(Some(request)) => answer(request, status, control).await,
+async fn converse<C: Control>(
+    mut stream: UnixStream,
+    patience: Patience,
+    status: &watch::Receiver<Arc<Status>>,
+    control: &C,
+) {
+    let answer = match hear(&mut stream, patience.request).await {
+        Ok(Some(request)) => timeout(patience.work, answer(request, status, control))
+            .await
+            .unwrap_or_else(|_| overdue(patience.work)),
         Ok(None) => return,
         Err(failure) => Answer::Failed(failure),
     };
@@ -146,7 +165,11 @@ async fn converse<C: Control>(mut stream: UnixStream, status: &watch::Receiver<A
             .to_vec()
     });
     line.push(b'\n');
-    match timeout(ANSWER_PATIENCE, stream.write_all(&line)).await {
+    let said = async {
+        stream.write_all(&line).await?;
+        part(&mut stream).await
+    };
+    match timeout(patience.answer, said).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::debug!(%error, "a caller on the control socket did not wait for its answer")
@@ -156,12 +179,12 @@ async fn converse<C: Control>(mut stream: UnixStream, status: &watch::Receiver<A
 }
 
 /// The caller's request; none if it hung up without a word.
-async fn hear(stream: &mut UnixStream) -> Result<Option<Request>, Failure> {
+async fn hear(stream: &mut UnixStream, patience: Duration) -> Result<Option<Request>, Failure> {
     let invalid = |message: String| Failure::new(FailureCode::Invalid, message);
     if !is_trusted(stream) {
         return Err(Failure::new(FailureCode::Denied, "only root may ask the agent for something"));
     }
-    let line = match timeout(REQUEST_PATIENCE, read_line(stream)).await {
+    let line = match timeout(patience, read_line(stream)).await {
         Ok(Ok(Some(line))) if line.is_empty() => return Ok(None),
         Ok(Ok(Some(line))) => line,
         Ok(Ok(None)) => {
@@ -169,14 +192,28 @@ async fn hear(stream: &mut UnixStream) -> Result<Option<Request>, Failure> {
         }
         Ok(Err(error)) => return Err(invalid(format!("the request cannot be read: {error}"))),
         Err(_) => {
-            let seconds = REQUEST_PATIENCE.as_secs();
-            return Err(invalid(format!("no whole request came within {seconds} s: end it with a line end")));
+            return Err(invalid(format!(
+                "no whole request came within {patience:?}: end it with a line end"
+            )));
         }
     };
     match serde_json::from_slice(&line) {
         Ok(request) => Ok(Some(request)),
         Err(error) => Err(invalid(format!("the request is not understood: {error}"))),
     }
+}
+
+/// Closes after what the caller is still saying: a socket that is closed with unread bytes throws the answer
+/// away. A caller that never stops is not listened to for ever.
+async fn part(stream: &mut UnixStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut ignored = [0; 4096];
+    for _ in 0..MAX_REQUEST {
+        if stream.read(&mut ignored).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn is_trusted(stream: &UnixStream) -> bool {
@@ -214,14 +251,12 @@ async fn answer<C: Control>(request: Request, status: &watch::Receiver<Arc<Statu
         }
         .map(|message| Answer::Done(Done { message }))
     };
-    let outcome = timeout(WORK_PATIENCE, work).await.unwrap_or_else(|_| {
-        let seconds = WORK_PATIENCE.as_secs();
-        Err(Failure::new(
-            FailureCode::TimedOut,
-            format!("the agent did not finish within {seconds} s; it goes on: see `weave status`"),
-        ))
-    });
-    outcome.unwrap_or_else(Answer::Failed)
+    work.await.unwrap_or_else(Answer::Failed)
+}
+
+fn overdue(patience: Duration) -> Answer {
+    let message = format!("the agent did not finish within {patience:?}; it goes on: see `weave status`");
+    Answer::Failed(Failure::new(FailureCode::TimedOut, message))
 }
 
 async fn connect<C: Control>(control: &C, peers: &[String], replace: bool) -> Result<String, Failure> {
@@ -269,12 +304,9 @@ async fn remove<C: Control>(control: &C, peer: &str, force: bool, seen: &Status)
 }
 
 fn parse_targets(peers: &[String]) -> Result<Vec<Target>, Failure> {
-    let parse = |text: &String| {
-        text.parse().map_err(|error: crate::config::TargetError| {
-            Failure::new(FailureCode::Invalid, error.to_string())
-        })
-    };
-    peers.iter().map(parse).collect()
+    let read = |text: &String| text.parse::<Target>();
+    let targets: Result<_, _> = peers.iter().map(read).collect();
+    targets.map_err(|error| Failure::new(FailureCode::Invalid, error.to_string()))
 }
 
 fn listed(targets: &[Target]) -> String {

@@ -250,3 +250,6 @@ fn float(count: impl TryInto<u128>) -> f64 {
 const fn flag(value: bool) -> f64 {
     if value { 1.0 } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests;

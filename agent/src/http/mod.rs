@@ -5,8 +5,10 @@
 //! machine looks at must not read the document either (DNS rebinding), so a request must name its host by address
 //! or as `localhost`.
 //!
-//! Each server is one future. Connections are limited in number and closed when they are silent, so that nobody
-//! can use up the agent's memory or file descriptors.
+//! Each server is one future that accepts until it is dropped. Every connection is a task of axum's own: there are at
+//! most `listener::MAX_CONNECTIONS` of them, each ends when its caller leaves or is silent for
+//! `listener::SILENCE`, and none holds anything but the status feed, so that nobody can use up the agent's memory or
+//! file descriptors and nothing is lost when they are cut off.
 
 mod listener;
 pub mod metrics;
@@ -69,6 +71,12 @@ impl StatusServer {
     /// Answers until it is dropped.
     pub async fn serve(self, status: StatusFeed) {
         tracing::info!("Listening for HTTP requests on {}", self.address());
+        if matches!(self.address(), ListenAddress::Tcp(address) if !address.ip().is_loopback()) {
+            tracing::warn!(
+                "Status and report can be read by everybody who reaches {}: they tell of all peers and addresses",
+                self.address()
+            );
+        }
         routes::serve(self.0, routes::status(status)).await;
     }
 }

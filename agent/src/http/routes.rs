@@ -10,7 +10,7 @@ use axum::http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, Heade
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use serde::Deserialize;
 use serde_json::json;
 use weave_proto::local::status::Status;
@@ -40,11 +40,11 @@ pub(super) async fn serve(listener: Bounded, routes: Router) {
 
 pub(super) fn status(feed: StatusFeed) -> Router {
     Router::new()
-        .route("/status", get(|feed, headers| view(View::Summary, feed, headers)))
-        .route("/status/connections", get(|feed, headers| view(View::Connections, feed, headers)))
-        .route("/status/peers", get(|feed, headers| view(View::Peers, feed, headers)))
-        .route("/status/ipam", get(|feed, headers| view(View::Ipam, feed, headers)))
-        .route("/status/targets", get(|feed, headers| view(View::Targets, feed, headers)))
+        .route("/status", page(View::Summary))
+        .route("/status/connections", page(View::Connections))
+        .route("/status/peers", page(View::Peers))
+        .route("/status/ipam", page(View::Ipam))
+        .route("/status/targets", page(View::Targets))
         .route("/report", get(report))
         .route("/ip", get(addresses))
         .route("/ip/{container}", get(addresses_of))
@@ -52,7 +52,7 @@ pub(super) fn status(feed: StatusFeed) -> Router {
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
-        .fallback(|request: Request| unknown(request, PATHS))
+        .fallback(|request: Request| async move { unknown(&request, PATHS) })
         .layer(middleware::from_fn(only_local_names))
         .layer(middleware::from_fn(only_reading))
         .with_state(feed)
@@ -61,7 +61,7 @@ pub(super) fn status(feed: StatusFeed) -> Router {
 pub(super) fn metrics_only(feed: StatusFeed) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
-        .fallback(|request: Request| unknown(request, "/metrics: for Prometheus\n"))
+        .fallback(|request: Request| async move { unknown(&request, "/metrics: for Prometheus\n") })
         .layer(middleware::from_fn(only_reading))
         .with_state(feed)
 }
@@ -107,12 +107,17 @@ fn is_port(text: &str) -> bool {
     text.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-async fn unknown(request: Request, paths: &'static str) -> Response {
+fn unknown(request: &Request, paths: &'static str) -> Response {
     plain(StatusCode::NOT_FOUND, format!("there is nothing at {:?}; there is\n{paths}", request.uri().path()))
 }
 
-async fn view(view: View, State(feed): State<StatusFeed>, headers: HeaderMap) -> Response {
-    let status = current(&feed);
+fn page(view: View) -> MethodRouter<StatusFeed> {
+    get(move |State(feed): State<StatusFeed>, headers: HeaderMap| async move {
+        shown(view, &current(&feed), &headers)
+    })
+}
+
+fn shown(view: View, status: &Status, headers: &HeaderMap) -> Response {
     // As Weave did: the text is the same, the code tells whether the agent is ready.
     let code = if view == View::Summary && !status.is_ready() {
         StatusCode::SERVICE_UNAVAILABLE
@@ -124,9 +129,9 @@ async fn view(view: View, State(feed): State<StatusFeed>, headers: HeaderMap) ->
         .iter()
         .any(|accept| accept.to_str().is_ok_and(|accept| accept.contains("application/json")));
     if wants_json {
-        json_text(code, render::json(&status, view))
+        json_text(code, render::json(status, view))
     } else {
-        plain(code, render::text(&status, view))
+        plain(code, render::text(status, view))
     }
 }
 

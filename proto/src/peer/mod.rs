@@ -49,6 +49,9 @@ pub struct Hello {
     pub nickname: Nickname,
     /// A number drawn for this connection attempt; tells two connections of one pair apart on both sides.
     pub nonce: u64,
+    /// A number drawn at each start of the sender: tells a peer that has reached itself from two machines that
+    /// hold one identity.
+    pub instance: u64,
     /// The range the sender shares out; none if it does without IPAM.
     pub range: Option<Cidr>,
     /// The first split the sender has taken part in or learned of, once there is one.

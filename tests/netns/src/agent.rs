@@ -17,6 +17,9 @@ use crate::wait::eventually;
 /// How long a told agent may take to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where a daemon finds programs.
+pub(crate) const PROGRAMS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The flags of `weave launch` that a test chooses; the paths and the machine's identity come from the host.
 #[derive(Debug, Clone, Default)]
 pub struct AgentOptions {
@@ -119,12 +122,14 @@ impl AgentProcess {
         command
             .arg(place.program)
             .args(options.arguments(place)?)
-            .env_remove("WEAVE_PASSWORD")
+            // Flags have environment variables too; whoever runs the tests may have some set.
+            .env_clear()
+            .env("PATH", PROGRAMS)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("duplicating the log's file")?)
             .stderr(log);
         if let Some(level) = place.log_level {
-            command.env("RUST_LOG", level);
+            command.arg(format!("--log-level={level}"));
         }
         if place.outlives {
             // Its own process group: what ends the terminal's programs does not end it.

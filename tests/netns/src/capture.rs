@@ -27,8 +27,24 @@ impl Capture {
     /// # Errors
     /// `tcpdump` is missing or refuses the filter.
     pub fn start(namespace: &Netns, link: &str, filter: &str) -> Result<Self> {
+        Self::directed(namespace, link, filter, "inout")
+    }
+
+    /// The same for what arrives only, not for what the namespace itself sends.
+    ///
+    /// # Errors
+    /// `tcpdump` is missing or refuses the filter.
+    pub fn inbound(namespace: &Netns, link: &str, filter: &str) -> Result<Self> {
+        Self::directed(namespace, link, filter, "in")
+    }
+
+    fn directed(namespace: &Netns, link: &str, filter: &str, direction: &str) -> Result<Self> {
         let mut command = command::words("tcpdump", ["-n", "-e", "-l", "-U", "--immediate-mode", "-i", link]);
-        command.arg(filter).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["-Q", direction, filter])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = namespace.start(command)?;
         let complaints = child.stderr.take().context("tcpdump without standard error")?;
         let mut told = String::new();
@@ -42,7 +58,7 @@ impl Capture {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&lines);
         let reader = std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
+            for line in BufReader::new(output).lines().map_while(Result::ok).filter(|line| !line.is_empty()) {
                 sink.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             }
         });

@@ -17,7 +17,7 @@ pub const INTERFACE: &str = "eth0";
 #[derive(Debug, Clone)]
 pub struct Call<'a> {
     /// The plugin's binary.
-    pub plugin: &'a Path,
+    pub plugin: PathBuf,
     /// The verb.
     pub verb: &'a str,
     /// CNI_CONTAINERID.
@@ -40,7 +40,7 @@ impl Call<'_> {
     /// # Errors
     /// It cannot be started.
     pub fn finish(&self, node: &Netns) -> Result<Finished> {
-        let mut command = std::process::Command::new(self.plugin);
+        let mut command = std::process::Command::new(&self.plugin);
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")

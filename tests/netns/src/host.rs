@@ -1,5 +1,6 @@
 //! A node: a namespace with an uplink, a disk of its own and an agent.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -11,8 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::agent::{AgentOptions, AgentProcess, Place};
+use crate::agent::{AgentOptions, AgentProcess, PROGRAMS, Place};
 use crate::command::{self, Finished};
+use crate::fingerprint;
 use crate::lab::{BRIDGE, GATEWAY, Lab};
 use crate::ns::{self, Netns};
 use crate::pod::Pod;
@@ -31,19 +33,27 @@ pub struct HostOptions {
     name: String,
     uplink: bool,
     mtu: u32,
+    machine_id: Option<String>,
 }
 
 impl HostOptions {
     /// A node with an uplink of ordinary size.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), uplink: true, mtu: 1500 }
+        Self { name: name.to_owned(), uplink: true, mtu: 1500, machine_id: None }
     }
 
     /// The same without an uplink, to be wired by hand ([`wire`]).
     #[must_use]
     pub const fn without_uplink(mut self) -> Self {
         self.uplink = false;
+        self
+    }
+
+    /// The same on a machine that calls itself `id`.
+    #[must_use]
+    pub fn machine_id(mut self, id: &str) -> Self {
+        self.machine_id = Some(id.to_owned());
         self
     }
 
@@ -183,6 +193,17 @@ impl Host {
         std::fs::create_dir_all(self.data_dir()).context("making the store's folder")
     }
 
+    /// Copies the disk of another node over this one's, as cloning a virtual machine does.
+    ///
+    /// # Errors
+    /// An agent runs on either, or the files cannot be copied.
+    pub fn clone_disk(&self, from: &Self) -> Result<()> {
+        ensure!(!from.is_running()?, "the disk of {} is in use", from.name());
+        self.wipe()?;
+        let copy = format!("cp -a {}/. {}", from.data_dir().display(), self.data_dir().display());
+        command::succeed(command::line(&copy), "").map(drop)
+    }
+
     /// Starts the agent, and does not wait for anything.
     ///
     /// # Errors
@@ -190,10 +211,11 @@ impl Host {
     pub fn launch(&self, options: &AgentOptions) -> Result<()> {
         ensure!(!self.is_running()?, "the agent of {} runs already", self.name());
         *lock(&self.launched) = options.clone();
+        let own = format!("{}-{}", self.tag, self.name());
         let process = AgentProcess::start(
             &Place {
                 name: self.name(),
-                machine_id: &format!("{}-{}", self.tag, self.name()),
+                machine_id: self.options.machine_id.as_ref().unwrap_or(&own),
                 namespace: &*self.ns()?,
                 program: &self.agent_program,
                 data: &self.data_dir(),
@@ -218,37 +240,79 @@ impl Host {
         self.launch(&options)
     }
 
-    /// Waits until the agent gives out addresses.
+    /// Waits until `weave status` says by its exit code that a pod can be attached.
     ///
     /// # Errors
-    /// It does not in time; the message holds its reason.
+    /// It does not in time; the message holds what the agent waits for.
     pub fn wait_ready(&self) -> Result<()> {
         eventually(READY_PATIENCE, &format!("{} is ready", self.name()), || {
             self.ensure_running()?;
-            let ipam = self.status(&["ipam"])?;
-            ensure!(ipam["ready"] == Value::Bool(true), "ipam says: {}", ipam["state"]);
-            Ok(())
+            self.weave(&["status"]).map(drop)
         })
     }
 
-    /// Waits until this agent has an established connection to each of `peers`.
+    /// Waits until this agent has an established connection to each of `peers`: pods can talk.
     ///
     /// # Errors
     /// It has not in time; the message holds the connections.
     pub fn wait_connected(&self, peers: &[&Self]) -> Result<()> {
-        for peer in peers {
-            let address = format!("{}:", peer.address());
-            eventually(READY_PATIENCE, &format!("{} is connected to {}", self.name(), peer.name()), || {
-                let connections = self.status(&["connections"])?;
-                let up = connections.as_array().into_iter().flatten().any(|connection| {
-                    connection["state"] == "established"
-                        && connection["address"].as_str().is_some_and(|shown| shown.starts_with(&address))
-                });
-                ensure!(up, "connections are {connections}");
-                Ok(())
-            })?;
-        }
-        Ok(())
+        peers.iter().try_for_each(|peer| self.wait_state(peer, &["established"]))
+    }
+
+    /// Waits until this agent and each of `peers` have agreed to talk, though perhaps there are no addresses yet.
+    ///
+    /// # Errors
+    /// They have not in time; the message holds the connections.
+    pub fn wait_linked(&self, peers: &[&Self]) -> Result<()> {
+        peers.iter().try_for_each(|peer| self.wait_state(peer, &["pending", "established"]))
+    }
+
+    fn wait_state(&self, peer: &Self, states: &[&str]) -> Result<()> {
+        let address = format!("{}:", peer.address());
+        eventually(READY_PATIENCE, &format!("{} is connected to {}", self.name(), peer.name()), || {
+            let connections = self.status(&["connections"])?;
+            let up = connections.as_array().into_iter().flatten().any(|connection| {
+                connection["state"].as_str().is_some_and(|state| states.contains(&state))
+                    && connection["address"].as_str().is_some_and(|shown| shown.starts_with(&address))
+            });
+            ensure!(up, "connections are {connections}");
+            Ok(())
+        })
+    }
+
+    /// Waits until the agent has ended by itself, and returns how and its log.
+    ///
+    /// # Errors
+    /// It runs on.
+    pub fn wait_ended(&self) -> Result<(ExitStatus, String)> {
+        let status = eventually(READY_PATIENCE, &format!("the agent of {} ends", self.name()), || {
+            self.ended()?.with_context(|| format!("it runs on; its log ends with: {}", tail(&self.log())))
+        })?;
+        Ok((status, self.log()))
+    }
+
+    /// The addresses that this agent has given out to containers, by container id.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn allocations(&self) -> Result<BTreeMap<String, String>> {
+        let ipam = self.status(&["ipam"])?;
+        let list = ipam["allocations"].as_array().with_context(|| format!("no allocations in {ipam}"))?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(list
+            .iter()
+            .map(|entry| (text(&entry["container"]), text(&entry["address"])))
+            .filter(|(container, _)| !container.starts_with("weave:"))
+            .collect())
+    }
+
+    /// What a person would compare to see whether the node is as it was: links, addresses, routes, neighbours,
+    /// forwarding entries, rules and switches, without anything that counts or is numbered.
+    ///
+    /// # Errors
+    /// A tool fails.
+    pub fn fingerprint(&self) -> Result<BTreeSet<String>> {
+        fingerprint::of(&*self.ns()?)
     }
 
     /// Whether the agent runs.
@@ -309,7 +373,7 @@ impl Host {
     pub fn try_weave(&self, arguments: &[&str]) -> Result<Finished> {
         let mut command =
             command::words(&self.agent_program, [format!("--run-dir={}", self.run_dir().display())]);
-        command.args(arguments);
+        command.args(arguments).env_clear().env("PATH", PROGRAMS);
         self.ns()?.finish(command, "")
     }
 
@@ -322,6 +386,22 @@ impl Host {
         let said = format!("{}{}", finished.stdout, finished.stderr);
         ensure!(finished.success(), "weave {} on {}: {}", arguments.join(" "), self.name(), said.trim());
         Ok(finished.stdout)
+    }
+
+    /// `weave reset --force`, kept away from the machine's own folders of CNI plugins and networks.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn reset(&self) -> Result<String> {
+        let (data, folder) = (self.data_dir(), self.folder.display());
+        let arguments = [
+            "reset".to_owned(),
+            "--force".to_owned(),
+            format!("--data-dir={}", data.display()),
+            format!("--bin-dir={folder}/cni-bin"),
+            format!("--conf-dir={folder}/cni-conf"),
+        ];
+        self.weave(&arguments.each_ref().map(String::as_str))
     }
 
     /// The document behind `weave status …`.

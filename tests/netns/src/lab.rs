@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::agent::AgentOptions;
 use crate::host::{Host, HostOptions};
 use crate::leak;
 use crate::ns::{self, Netns};
@@ -125,6 +126,35 @@ impl Lab {
         Ok(host)
     }
 
+    /// Nodes whose agents have founded a mesh together, each connected to every other.
+    ///
+    /// # Errors
+    /// They do not find together in time.
+    pub fn mesh(&self, names: &[&str]) -> Result<Vec<Arc<Host>>> {
+        self.mesh_with(names, |options| options)
+    }
+
+    /// [`Self::mesh`] with flags of the test's choice.
+    ///
+    /// # Errors
+    /// They do not find together in time.
+    pub fn mesh_with(
+        &self,
+        names: &[&str],
+        choose: impl Fn(AgentOptions) -> AgentOptions,
+    ) -> Result<Vec<Arc<Host>>> {
+        let hosts: Vec<_> = names.iter().map(|name| self.host(name)).collect::<Result<_>>()?;
+        for host in &hosts {
+            let others = others(&hosts, host);
+            host.launch(&choose(AgentOptions::founder(names.len(), &others)))?;
+        }
+        for host in &hosts {
+            host.wait_ready()?;
+            host.wait_connected(&others(&hosts, host))?;
+        }
+        Ok(hosts)
+    }
+
     /// The nodes so far.
     #[must_use]
     pub fn hosts(&self) -> Vec<Arc<Host>> {
@@ -213,6 +243,12 @@ impl Drop for Lab {
     }
 }
 
+/// All of `hosts` but `one`.
+#[must_use]
+pub fn others<'a>(hosts: &'a [Arc<Host>], one: &Host) -> Vec<&'a Host> {
+    hosts.iter().map(Arc::as_ref).filter(|host| host.name() != one.name()).collect()
+}
+
 /// Runs one test in a lab of its own: skips it where it cannot run, prints what a person would look at when it
 /// fails, and fails it when it leaves anything behind.
 ///
@@ -223,8 +259,14 @@ pub fn run_in_lab(test: impl FnOnce(&Lab) -> Result<()>) {
     match attempt(test) {
         Ok(Outcome::Passed) => {}
         Ok(Outcome::Skipped(why)) => eprintln!("skipped: {why}"),
-        Err(error) => panic!("{error:?}"),
+        Err(error) => panic!("{}", told(&error)),
     }
+}
+
+/// The error and its causes, one a line, without the backtrace, which shows only the laboratory's own bowels.
+#[must_use]
+pub fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
 }
 
 enum Outcome {

@@ -34,6 +34,7 @@ pub mod attack;
 pub mod capture;
 pub mod cni;
 pub mod command;
+pub mod fingerprint;
 pub mod host;
 pub mod lab;
 pub mod leak;

@@ -35,7 +35,7 @@ impl Pod {
         let container = namespace.name().to_owned();
         let conf = cni::weave_conf(CNI_VERSION, &host.run_dir());
         let call = Call {
-            plugin: &host.shim_program,
+            plugin: host.shim_program.clone(),
             verb: "ADD",
             container: &container,
             netns: Some(namespace.path()),
@@ -57,7 +57,7 @@ impl Pod {
         let mut conf = self.conf.clone();
         conf["prevResult"] = self.result.clone();
         let call = Call {
-            plugin: &host.shim_program,
+            plugin: host.shim_program.clone(),
             verb,
             container: &self.container,
             netns: Some(self.namespace.path()),

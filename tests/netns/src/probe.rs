@@ -44,14 +44,22 @@ impl Server {
     /// # Errors
     /// The port is taken.
     pub fn start(namespace: &Netns, name: &str, port: u16) -> Result<Self> {
+        Self::start_at(namespace, name, (Ipv4Addr::UNSPECIFIED, port).into())
+    }
+
+    /// The same on one address only. Where a namespace has several, an answer by UDP would otherwise come from
+    /// the one that the route back prefers.
+    ///
+    /// # Errors
+    /// The port is taken, or the address is not there.
+    pub fn start_at(namespace: &Netns, name: &str, address: SocketAddr) -> Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
-        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let listener = namespace
-            .enter(|| TcpListener::bind(everywhere))?
-            .with_context(|| format!("listening on TCP {port} in {}", namespace.name()))?;
+            .enter(|| TcpListener::bind(address))?
+            .with_context(|| format!("listening on TCP {address} in {}", namespace.name()))?;
         let socket = namespace
-            .enter(|| UdpSocket::bind(everywhere))?
-            .with_context(|| format!("listening on UDP {port} in {}", namespace.name()))?;
+            .enter(|| UdpSocket::bind(address))?
+            .with_context(|| format!("listening on UDP {address} in {}", namespace.name()))?;
         let (tcp_name, udp_name) = (name.to_owned(), name.to_owned());
         let (tcp_ending, udp_ending) = (Arc::clone(&ending), Arc::clone(&ending));
         let threads = vec![
@@ -130,6 +138,33 @@ pub fn reach(from: &Netns, server: SocketAddr, name: &str) -> Result<Answer> {
     Ok(tcp)
 }
 
+/// Sends `bytes` bytes by TCP to a server and compares what it echoes: large segments take other roads through a
+/// kernel than small ones.
+///
+/// # Errors
+/// The transfer stalls, or comes back changed.
+pub fn bulk(from: &Netns, server: SocketAddr, bytes: usize) -> Result<()> {
+    const STALL: Duration = Duration::from_secs(5);
+    let sent: Vec<u8> = (0..bytes).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect();
+    let moved = from.enter(|| -> Result<()> {
+        let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("connecting")?;
+        stream.set_read_timeout(Some(STALL))?;
+        stream.set_write_timeout(Some(STALL))?;
+        read_greeting(&mut stream)?;
+        let mut writer = stream.try_clone()?;
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| writer.write_all(&sent).context("sending"));
+            let mut echoed = vec![0; bytes];
+            let read = stream.read_exact(&mut echoed).context("the echo stalled");
+            writing.join().map_err(|_| anyhow!("the writing thread panicked"))??;
+            read?;
+            ensure!(echoed == sent, "the bytes came back changed");
+            Ok(())
+        })
+    })?;
+    moved.with_context(|| format!("{bytes} bytes by TCP from {} to {server}", from.name()))
+}
+
 /// What became of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowReport {
@@ -197,7 +232,6 @@ impl Drop for Flow {
 
 fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<FlowReport> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect(server)?;
     let mut answered = Vec::new();
     let (mut sent, mut next) = (0_u64, Instant::now());
     let mut log = Silence::new();
@@ -205,8 +239,8 @@ fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
     while !ending.load(Ordering::Relaxed) || next.elapsed() < PATIENCE {
         let asking = !ending.load(Ordering::Relaxed);
         if asking && next <= Instant::now() {
-            // An unreachable destination is an error on a connected socket: that question is lost, no more.
-            let _ = socket.send(&sent.to_be_bytes());
+            // Where there is no route to the server, that question is lost, no more.
+            let _ = socket.send_to(&sent.to_be_bytes(), server);
             sent += 1;
             next += pace;
         }

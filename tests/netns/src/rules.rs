@@ -42,7 +42,7 @@ pub fn docker(node: &Netns) -> Result<()> {
 }
 
 /// firewalld: what no zone accepts is rejected, arriving and passing. `trusted` are the interfaces of its
-/// trusted zone; the uplink's zone admits the mesh's ports.
+/// trusted zone; the uplink's zone admits the mesh's ports, and those of the network made by hand.
 ///
 /// # Errors
 /// `nft` refuses.
@@ -53,7 +53,7 @@ pub fn firewalld(node: &Netns, trusted: &[&str]) -> Result<()> {
         "table inet firewalld {{\n\
          chain filter_INPUT {{\n type filter hook input priority filter + 10; policy accept;\n\
            ct state {{ established, related }} accept\n ct status dnat accept\n iifname \"lo\" accept\n\
-           {trust}\n udp dport {{ 6783, 6784 }} accept\n icmp type echo-request accept\n\
+           {trust}\n udp dport {{ 6783, 6784, 8472 }} accept\n icmp type echo-request accept\n\
            ct state invalid drop\n reject with icmpx admin-prohibited\n }}\n\
          chain filter_FORWARD {{\n type filter hook forward priority filter + 10; policy accept;\n\
            ct state {{ established, related }} accept\n ct status dnat accept\n iifname \"lo\" accept\n\

@@ -231,6 +231,12 @@ pub enum RequestError {
         /// Who inherited.
         heir: PeerName,
     },
+    /// Somebody else acts as this peer, and gives out the same addresses.
+    #[error(
+        "another running agent holds the identity {0} of this peer and would give out the same addresses: stop one \
+         of the two, remove its data directory and start it again"
+    )]
+    IdentityHeldTwice(PeerName),
     /// Another request ended this one.
     #[error("the address for {0} was given up while it was awaited")]
     GivenUp(AttachmentKey),

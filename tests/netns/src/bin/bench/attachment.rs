@@ -37,7 +37,7 @@ struct Contender {
 impl Contender {
     fn call(&self, verb: &str, pod: &Netns) -> Result<f64> {
         let call = Call {
-            plugin: &self.plugin,
+            plugin: self.plugin.clone(),
             verb,
             container: pod.name(),
             netns: Some(pod.path()),

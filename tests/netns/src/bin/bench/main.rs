@@ -15,8 +15,10 @@ mod rest;
 mod rows;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use weave_netns::lab::told;
 use weave_netns::settings::Settings;
 
 use rows::Row;
@@ -50,7 +52,17 @@ parts: handmade   the hand-made network against the underlay (needs no agent; no
        cni        ADD and DEL against Debian's bridge and host-local plugins
        rest       memory and processor time of an agent at rest against its budgets";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("The bench failed: {}", told(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let plan = plan(std::env::args().skip(1))?;
     let settings = Settings::read()?;
     let mut rows: Vec<Row> = Vec::new();

@@ -24,6 +24,7 @@ pub(crate) struct Row {
     ours: f64,
     reference: f64,
     ratio: f64,
+    spread: f64,
     rounds: usize,
     goal: Goal,
 }
@@ -44,6 +45,7 @@ impl Row {
             ours: median(ours),
             reference: median(reference),
             ratio: median(&ratios),
+            spread: spread(&ratios),
             rounds: ratios.len(),
             goal,
         }
@@ -56,8 +58,8 @@ impl Row {
 
     fn verdict(&self) -> String {
         match self.goal {
-            Goal::AtLeast(goal) => format!(">= {goal:<5} {}", word(self.ratio >= goal)),
-            Goal::AtMost(goal) => format!("<= {goal:<5} {}", word(self.ratio <= goal)),
+            Goal::AtLeast(goal) => format!(">= {goal:<5.3} {}", word(self.ratio >= goal)),
+            Goal::AtMost(goal) => format!("<= {goal:<5.3} {}", word(self.ratio <= goal)),
             Goal::None => String::new(),
         }
     }
@@ -67,20 +69,30 @@ const fn word(reached: bool) -> &'static str {
     if reached { "reached" } else { "MISSED" }
 }
 
-/// All rows for people.
+/// How far apart the middle half of the values lies.
+fn spread(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |part: usize| sorted.get(sorted.len() * part / 4).copied().unwrap_or(f64::NAN);
+    at(3) - at(1)
+}
+
+/// All rows for people; the spread is that of the middle half of the rounds' ratios.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let head = ["measurement", "unit", "ours", "reference", "ratio", "goal"];
-    let [name, unit, ours, reference, ratio, goal] = head;
-    let mut text = format!("\n{name:<28} {unit:<5} {ours:>10} {reference:>10} {ratio:>7}  {goal}\n");
+    let head = ["measurement", "unit", "ours", "reference", "ratio", "spread", "goal"];
+    let [name, unit, ours, reference, ratio, spread, goal] = head;
+    let mut text =
+        format!("\n{name:<28} {unit:<5} {ours:>10} {reference:>10} {ratio:>7} {spread:>7}  {goal}\n");
     for row in rows {
         let _ = writeln!(
             text,
-            "{:<28} {:<5} {:>10.3} {:>10.3} {:>7.3}  {}",
+            "{:<28} {:<5} {:>10.3} {:>10.3} {:>7.3} {:>7.3}  {}",
             row.name,
             row.unit,
             row.ours,
             row.reference,
             row.ratio,
+            row.spread,
             row.verdict()
         );
     }

@@ -4,11 +4,12 @@
 
 mod matrix;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use weave_netns::lab::Lab;
+use weave_netns::lab::{Lab, told};
 use weave_netns::settings::Settings;
 use weave_netns::{AgentOptions, Host};
 
@@ -19,7 +20,17 @@ const PODS: [&str; 2] = ["red", "blue"];
 /// The name of a demonstration that stays up.
 const KEPT: &str = "wvdemo";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("\nThe demonstration failed: {}", told(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let settings = Settings::read()?;
     ensure!(rustix::process::geteuid().is_root(), "network namespaces need root: run `sudo make demo`");
     Lab::remove(KEPT, &settings)?;

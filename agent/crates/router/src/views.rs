@@ -1,0 +1,146 @@
+//! What can be seen of the machine: the node's view for the kernel, and the parts of the status document.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use weave_ipam::Ipam;
+use weave_overlay::{Choice, ForwardingTable, PeerFacts, choose};
+use weave_proto::local::status::{
+    ConnectionState, ConnectionStatus, IpamStatus, MethodStatus, PeerStatus, TargetStatus,
+};
+use weave_proto::{Cidr, Nickname, PeerName, Span};
+use weave_topology::Topology;
+
+use crate::node::{Expose, NodeView};
+use crate::router::{Output, Router};
+
+impl Router {
+    /// Decides again how each peer is reached, and publishes the node's view if it has changed.
+    pub(crate) fn publish(&mut self) {
+        let ranges = self.ipam.ranges();
+        let blocks = |peer: PeerName| -> Vec<Cidr> {
+            ranges.get(&peer).into_iter().flatten().copied().flat_map(Span::cidrs).collect()
+        };
+        let facts: BTreeMap<PeerName, PeerFacts> = self
+            .topology
+            .known_peers()
+            .filter(|peer| peer.name != self.me)
+            .map(|peer| {
+                let facts = PeerFacts {
+                    features: peer.features,
+                    underlay: peer.underlay.map(|addr| addr.ip()),
+                    overlay: peer.overlay,
+                    ranges: blocks(peer.name),
+                };
+                (peer.name, facts)
+            })
+            .collect();
+        self.choices = choose(self.features, &facts);
+        let view = NodeView {
+            universe: self.universe,
+            address: match self.expose {
+                Expose::Held(address) => Some(address),
+                Expose::Asked | Expose::Again(_) => None,
+            },
+            own: blocks(self.me),
+            table: ForwardingTable::of(&self.choices),
+            pods: self.ipam.allocations().filter_map(|allocation| allocation.port.clone()).collect(),
+        };
+        // A pod that comes or goes is attached or detached by the one who makes or removes its link; the list of pods is
+        // for the kernel's first look and for those that follow for other reasons.
+        let same = |old: &NodeView| {
+            NodeView { pods: Vec::new(), ..old.clone() } == NodeView { pods: Vec::new(), ..view.clone() }
+        };
+        if !self.view.as_ref().is_some_and(same) {
+            self.outputs.push_back(Output::Publish(view.clone()));
+            self.view = Some(view);
+        }
+    }
+
+    /// Connections and attempts, each with the method to its peer; `mtu` is what a pod may send on this node.
+    #[must_use]
+    pub fn connections(&self, mtu: Option<u32>, now: Instant) -> Vec<ConnectionStatus> {
+        let mut connections = self.topology.connections(now);
+        for connection in &mut connections {
+            let choice = connection.peer.and_then(|peer| self.choices.get(&peer));
+            connection.method = choice.map(|choice| method(choice, mtu));
+            let no_path = matches!(choice, Some(Choice::None(_)) | None);
+            if connection.state == ConnectionState::Established && no_path {
+                connection.state = ConnectionState::Pending;
+            }
+        }
+        connections
+    }
+
+    /// All peers known, this one first.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.topology.peers_status()
+    }
+
+    /// Where people want peers reached.
+    #[must_use]
+    pub fn targets(&self) -> Vec<TargetStatus> {
+        self.topology
+            .targets()
+            .iter()
+            .map(|target| TargetStatus { target: target.to_string(), problem: None })
+            .collect()
+    }
+
+    /// The allocator, to look at.
+    #[must_use]
+    pub const fn ipam(&self) -> &Ipam {
+        &self.ipam
+    }
+
+    /// The mesh, to look at.
+    #[must_use]
+    pub const fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// How many established links have ended.
+    #[must_use]
+    pub const fn terminations(&self) -> u64 {
+        self.terminations
+    }
+
+    /// Messages of peers that were not believed, by reason.
+    #[must_use]
+    pub const fn refused(&self) -> &BTreeMap<String, u64> {
+        &self.refused
+    }
+
+    fn nickname(&self, peer: PeerName) -> Option<Nickname> {
+        let known = || self.topology.known_peers().find(|known| known.name == peer);
+        self.topology
+            .peer(peer)
+            .map(|view| view.record.nickname.clone())
+            .or_else(|| known().map(|known| known.nickname.clone()))
+    }
+
+    /// What the allocator believes.
+    #[must_use]
+    pub fn ipam_status(&self, now: Instant) -> IpamStatus {
+        let mut status = self.ipam.status(now);
+        for share in &mut status.shares {
+            share.nickname = self.nickname(share.peer);
+        }
+        status
+    }
+}
+
+fn method(choice: &Choice, mtu: Option<u32>) -> MethodStatus {
+    match choice {
+        Choice::Path(path) => MethodStatus {
+            name: path.method.to_string(),
+            reason: "direct, no encryption wanted".to_owned(),
+            mtu,
+            encrypted: false,
+        },
+        Choice::None(why) => {
+            MethodStatus { name: "none".to_owned(), reason: why.to_string(), mtu: None, encrypted: false }
+        }
+    }
+}

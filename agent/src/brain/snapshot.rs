@@ -1,0 +1,99 @@
+//! The status document: put together from the rooms' own views, published at a bounded pace.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use weave_proto::local::status::{EncryptionStatus, NodeStatus, RouterStatus, Status};
+use weave_router::Router;
+
+use super::SNAPSHOT_PACE;
+
+/// Where readers find the newest status.
+pub type StatusReceiver = watch::Receiver<Arc<Status>>;
+
+/// What does not change while the agent runs.
+#[derive(Debug, Clone)]
+pub struct Fixed {
+    /// The UDP port of the control plane.
+    pub port: u16,
+    /// Whether peers learned from others are dialled.
+    pub discovery: bool,
+    /// The soft limit of connections.
+    pub conn_limit: Option<u32>,
+    /// What is encrypted, and with what.
+    pub encryption: EncryptionStatus,
+    /// What an operator should know from the start.
+    pub warnings: Vec<String>,
+}
+
+/// Publishes a new document when something has changed, at most one a [`SNAPSHOT_PACE`].
+pub struct Publisher {
+    base: Status,
+    fixed: Fixed,
+    node: watch::Receiver<NodeStatus>,
+    to: watch::Sender<Arc<Status>>,
+    changed: bool,
+    last: Option<Instant>,
+}
+
+impl Publisher {
+    /// A publisher, and where its documents appear. `base` is what is known before anything has happened.
+    #[must_use]
+    pub fn new(base: Status, fixed: Fixed, node: watch::Receiver<NodeStatus>) -> (Self, StatusReceiver) {
+        let (to, reader) = watch::channel(Arc::new(base.clone()));
+        (Self { base, fixed, node, to, changed: true, last: None }, reader)
+    }
+
+    /// Something has changed that the document shows.
+    pub(super) const fn mark_changed(&mut self) {
+        self.changed = true;
+    }
+
+    /// When the next document is due, if something has changed since the last one.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.last.filter(|_| self.changed).map(|last| last + SNAPSHOT_PACE)
+    }
+
+    /// Publishes if something has changed and the last document is old enough.
+    pub(super) fn publish_if_due(&mut self, router: &Router, now: Instant) {
+        if self.last.is_none() || self.due().is_some_and(|at| at <= now) {
+            self.changed = false;
+            self.last = Some(now);
+            let document = self.document(router, now);
+            self.to.send_replace(Arc::new(document));
+        }
+    }
+
+    fn document(&mut self, router: &Router, now: Instant) -> Status {
+        let mut node = self.node.borrow_and_update().clone();
+        node.pods = router.ipam().allocations().filter(|allocation| allocation.port.is_some()).count() as u64;
+        let ipam = router.ipam_status(now);
+        let connections = router.connections(node.mtu, now);
+        let mut waiting_for = Vec::new();
+        if !ipam.ready {
+            waiting_for.push(ipam.state.clone());
+        } else if node.address.is_none() {
+            waiting_for.push("the bridge to come up with the node's own address".to_owned());
+        }
+        waiting_for.extend(node.problems.iter().cloned());
+        Status {
+            waiting_for,
+            warnings: self.fixed.warnings.clone(),
+            router: RouterStatus {
+                port: self.fixed.port,
+                discovery: self.fixed.discovery,
+                conn_limit: self.fixed.conn_limit,
+                encryption: self.fixed.encryption,
+                targets: router.targets(),
+                peers: router.peers(),
+                terminations: router.terminations(),
+                refused: router.refused().clone(),
+                connections,
+            },
+            ipam: Some(ipam),
+            node,
+            ..self.base.clone()
+        }
+    }
+}

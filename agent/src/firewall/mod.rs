@@ -1,0 +1,268 @@
+//! The nftables tables of the agent: `inet weave` (what is routed) and `bridge weave` (the guard at the pods' ports).
+//! Ours alone; nobody else's table is read or written (with the one exception in [`foreign`], which says why).
+//!
+//! # Two speeds
+//!
+//! The *skeleton* (chains, rules, counters, the sets' types) changes when the node's address or an option changes:
+//! almost never. It is rendered whole ([`render`]) and replaced in one transaction by the `nft` program
+//! ([`program`]), which understands the language that people read and write, and which every version of the kernel
+//! was tested with.
+//! The *elements* (pods, peers, their ranges) change all the time, some of them while a container runtime waits.
+//! They are a difference of two sets, written by a small encoder of our own ([`elements`]) in one transaction
+//! without starting a program.
+//!
+//! # How a change by somebody else is noticed
+//!
+//! The kernel counts transactions (the generation id); the owner reads it once a second, which costs one system
+//! call, and looks closer only when it moved ([`inspect`]). What it then compares is the digest of the kernel's own
+//! description of our tables with the digest taken right after we applied them. That digest, and that of the text
+//! that was applied, are kept *in the kernel*, as the name of an empty counter (the seal): so an agent that restarts
+//! knows that all is as it should be, without a copy of the kernel's description that could be stale, without
+//! comparing `nft`'s output (which differs between versions) with its input, and without touching anything.
+
+pub(crate) mod conntrack;
+pub mod elements;
+pub mod foreign;
+pub mod inspect;
+pub mod program;
+pub mod render;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use weave_proto::Span;
+use weave_proto::local::cni::PodPort;
+
+pub use elements::{Element, Family, RawElement, Set};
+pub use inspect::{Count, Counters};
+pub use render::{Drop, Facts};
+
+use crate::net::NodeState;
+use crate::net::names::Mac;
+
+/// What the tables are to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// What the skeleton is rendered from.
+    pub facts: Facts,
+    /// The digest of the rendered skeleton.
+    pub text: Digest,
+    /// What is in each set.
+    pub sets: BTreeMap<Set, BTreeSet<Element>>,
+}
+
+/// What the tables are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The seal, if there is one (and only one).
+    pub seal: Option<Seal>,
+    /// The digest of the kernel's description of the tables now; none if one of them is missing.
+    pub kernel: Option<Digest>,
+    /// What is in each set.
+    pub sets: BTreeMap<Set, BTreeSet<RawElement>>,
+}
+
+/// The first half of a SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 16]);
+
+/// What was applied: the digest of the text, and that of what the kernel made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seal {
+    /// The digest of the skeleton's text.
+    pub text: Digest,
+    /// The digest of the kernel's description right after it was applied.
+    pub kernel: Digest,
+}
+
+/// One change to the tables.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Replace both tables, elements included, in one transaction.
+    Replace {
+        /// What to render and apply.
+        desired: Box<Desired>,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Add and remove elements in one transaction.
+    Elements {
+        /// What is missing.
+        add: BTreeSet<(Set, RawElement)>,
+        /// What is too much.
+        remove: BTreeSet<(Set, RawElement)>,
+    },
+}
+
+/// The tables for a state.
+#[must_use]
+pub fn desired(state: &NodeState) -> Desired {
+    let facts = Facts::of(state);
+    let text = Digest::of([facts.skeleton().as_bytes()]);
+    let mut sets: BTreeMap<Set, BTreeSet<Element>> = Set::ALL.map(|set| (set, BTreeSet::new())).into();
+    let elements = state.pods.iter().flat_map(pod_elements).chain(peer_elements(state));
+    for element in elements {
+        sets.entry(element.set()).or_default().insert(element);
+    }
+    Desired { facts, text, sets }
+}
+
+/// What lets a pod's packets in.
+pub fn pod_elements(pod: &PodPort) -> impl Iterator<Item = Element> + use<> {
+    let (port, mac) = (pod.host_interface.clone(), Mac(pod.mac));
+    let std::net::IpAddr::V4(address) = pod.address else { return Vec::new().into_iter() };
+    vec![
+        Element::Pod { port: port.clone(), mac, address },
+        Element::PortMac { port: port.clone(), mac },
+        Element::Port { port },
+    ]
+    .into_iter()
+}
+
+/// What lets a peer's packets in: its underlay address outside, its ranges inside.
+fn peer_elements(state: &NodeState) -> impl Iterator<Item = Element> + '_ {
+    state.peers.iter().flat_map(|path| {
+        let mac = Mac(path.peer.mac());
+        let mut spans: Vec<Span> = path.ranges.iter().copied().map(Span::from).collect();
+        // The peer's own address is normally in one of its ranges, but need not stay there when ranges move.
+        spans.extend(Span::new(path.overlay, path.overlay));
+        merged(spans)
+            .into_iter()
+            .filter_map(move |span| Element::source(mac, span))
+            .chain(std::iter::once(Element::peer(path.underlay)))
+    })
+}
+
+/// The same addresses in the fewest spans: an interval set refuses overlapping elements.
+fn merged(mut spans: Vec<Span>) -> Vec<Span> {
+    use weave_proto::addr::position;
+    spans.sort_unstable();
+    let mut merged: Vec<Span> = Vec::new();
+    for span in spans {
+        match merged.last_mut() {
+            Some(last) if position(span.first()) <= position(last.last()).saturating_add(1) => {
+                let end = span.last().max(last.last());
+                *last = Span::new(last.first(), end).unwrap_or(*last);
+            }
+            _ => merged.push(span),
+        }
+    }
+    merged
+}
+
+/// The change that must come first: what lets packets in, or the tables themselves.
+pub fn admissions(desired: &Desired, observed: &Observed) -> impl Iterator<Item = Change> + use<> {
+    let change = match reason_to_replace(desired, observed) {
+        Some(reason) => Some(Change::Replace { desired: Box::new(desired.clone()), reason }),
+        None => elements_change(desired, observed, true),
+    };
+    change.into_iter()
+}
+
+/// The change that must come last: what no longer lets packets in.
+pub fn expulsions(desired: &Desired, observed: &Observed) -> impl Iterator<Item = Change> + use<> {
+    let change = match reason_to_replace(desired, observed) {
+        Some(_) => None,
+        None => elements_change(desired, observed, false),
+    };
+    change.into_iter()
+}
+
+fn reason_to_replace(desired: &Desired, observed: &Observed) -> Option<&'static str> {
+    match (observed.seal, observed.kernel) {
+        (_, None) => Some("missing"),
+        (None, Some(_)) => Some("not sealed by this agent"),
+        (Some(seal), Some(_)) if seal.text != desired.text => Some("of another state"),
+        (Some(seal), Some(kernel)) if seal.kernel != kernel => Some("changed by somebody else"),
+        (Some(_), Some(_)) => None,
+    }
+}
+
+fn elements_change(desired: &Desired, observed: &Observed, adding: bool) -> Option<Change> {
+    let (mut add, mut remove) = (BTreeSet::new(), BTreeSet::new());
+    for (&set, elements) in &desired.sets {
+        let wanted: BTreeSet<RawElement> = elements.iter().map(Element::encode).collect();
+        let nothing = BTreeSet::new();
+        let found = observed.sets.get(&set).unwrap_or(&nothing);
+        if adding {
+            // What overlaps an element to be added must go in the same transaction.
+            let missing: Vec<_> = wanted.difference(found).cloned().collect();
+            let surplus = found.difference(&wanted).filter(|old| missing.iter().any(|new| old.overlaps(new)));
+            remove.extend(surplus.map(|element| (set, element.clone())));
+            add.extend(missing.into_iter().map(|element| (set, element)));
+        } else {
+            let missing: Vec<_> = wanted.difference(found).collect();
+            let surplus =
+                found.difference(&wanted).filter(|old| !missing.iter().any(|new| old.overlaps(new)));
+            remove.extend(surplus.map(|element| (set, element.clone())));
+        }
+    }
+    (!add.is_empty() || !remove.is_empty()).then_some(Change::Elements { add, remove })
+}
+
+impl Digest {
+    /// The digest of some bytes, given in pieces.
+    #[must_use]
+    pub fn of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        pieces.into_iter().for_each(|piece| context.update(piece));
+        let mut short = [0; 16];
+        short.copy_from_slice(&context.finish().as_ref()[..16]);
+        Self(short)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32)?;
+        Some(Self(number.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Seal {
+    /// How the seal's name begins.
+    const PREFIX: &'static str = "seal_";
+
+    /// The seal with this name, if it is one.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let (text, kernel) = name.strip_prefix(Self::PREFIX)?.split_once('_')?;
+        Some(Self { text: Digest::parse(text)?, kernel: Digest::parse(kernel)? })
+    }
+}
+
+impl fmt::Display for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}_{}", Self::PREFIX, self.text, self.kernel)
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Replace { reason, .. } => write!(f, "replace the nftables tables, which are {reason}"),
+            Self::Elements { add, remove } => {
+                write!(f, "change nftables set elements (add {}, remove {})", add.len(), remove.len())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests;

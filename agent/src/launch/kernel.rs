@@ -1,0 +1,124 @@
+//! Between the brain's view of the node and the room that makes the kernel so.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use weave_proto::PeerName;
+use weave_proto::local::status::NodeStatus;
+use weave_router::NodeView;
+
+use crate::brain::Input;
+use crate::net::{self, HostOptions, Node, NodeState, PeerPath, mtu};
+
+/// How often the counters of refused packets are read. They are shown to people and scraped by Prometheus, which asks
+/// every 15 s or so.
+const COUNTERS_PACE: Duration = Duration::from_secs(10);
+
+/// What does not change while the agent runs.
+pub(super) struct KernelTask {
+    /// This peer.
+    pub(super) name: PeerName,
+    /// The room.
+    pub(super) node: Node,
+    /// The MTU that the operator chose; none to derive it.
+    pub(super) mtu: Option<u32>,
+    /// What the operator chose about the host.
+    pub(super) options: HostOptions,
+    /// The newest view.
+    pub(super) views: watch::Receiver<Option<NodeView>>,
+    /// What the status document says of the node.
+    pub(super) status: watch::Sender<NodeStatus>,
+    /// To have the status document built again.
+    pub(super) brain: mpsc::Sender<Input>,
+}
+
+impl KernelTask {
+    /// Hands each new view to the kernel's room and keeps the node's status. Ends with the brain; the kernel keeps
+    /// what it has. May be dropped at any time.
+    pub(super) async fn run(mut self) {
+        let mut health = self.node.watch_health();
+        let mut pace = tokio::time::interval(COUNTERS_PACE);
+        loop {
+            tokio::select! {
+                changed = self.views.changed() => match changed {
+                    Ok(()) => self.apply(),
+                    Err(_) => return,
+                },
+                changed = health.changed() => if changed.is_err() { return },
+                _ = pace.tick() => {}
+            }
+            self.report().await;
+        }
+    }
+
+    fn apply(&mut self) {
+        let view = self.views.borrow_and_update().clone();
+        if let Some(view) = view {
+            self.node.set(self.state(view));
+        }
+    }
+
+    fn state(&self, view: NodeView) -> NodeState {
+        let peers: Vec<PeerPath> = view
+            .table
+            .paths
+            .into_iter()
+            .map(|path| PeerPath {
+                peer: path.peer,
+                underlay: path.underlay,
+                overlay: path.overlay,
+                ranges: path.ranges,
+            })
+            .collect();
+        let towards: Vec<IpAddr> = peers.iter().map(|path| path.underlay).collect();
+        NodeState {
+            name: self.name,
+            universe: view.universe,
+            address: view.address,
+            own: view.own,
+            mtu: self.mtu.unwrap_or_else(|| derived_mtu(&towards)),
+            peers,
+            pods: view.pods,
+            options: self.options.clone(),
+        }
+    }
+
+    /// Puts the node's part of the status together, and has a new document built if it differs.
+    async fn report(&self) {
+        let health = self.node.health();
+        let facts = self.node.facts();
+        let drops = self.node.counters().await.unwrap_or_default();
+        let status = NodeStatus {
+            bridge: net::names::BRIDGE.to_owned(),
+            address: facts.as_ref().and_then(|facts| facts.address),
+            mtu: facts.map(|facts| facts.mtu),
+            // Counted by the brain, which gives out their addresses.
+            pods: 0,
+            problems: health.problems,
+            repairs: BTreeMap::from([("kernel state".to_owned(), health.repairs)]),
+            drops: drops.iter().map(|(drop, count)| (drop.name().to_owned(), count.packets)).collect(),
+        };
+        let changed = self.status.send_if_modified(|old| {
+            let differs = *old != status;
+            *old = status;
+            differs
+        });
+        if changed {
+            // A full queue has enough in it to have the document built again.
+            let _ = self.brain.try_send(Input::Refresh);
+        }
+    }
+}
+
+/// What fits through the tunnel to all of these peers.
+fn derived_mtu(towards: &[IpAddr]) -> u32 {
+    mtu::underlay(towards).map_or_else(
+        |error| {
+            tracing::warn!(%error, "cannot find out the MTU of the underlay, so the overlay's is made for Ethernet");
+            mtu::ETHERNET_MTU - net::names::VXLAN_OVERHEAD
+        },
+        |underlay| underlay.overlay_mtu,
+    )
+}

@@ -1,0 +1,151 @@
+//! The rooms wired into one agent, and an agent's life from start to end.
+//!
+//! ```text
+//!   check      may this agent run here at all? (range, settings)
+//!   open       the store (one agent a data directory), the sockets
+//!   wire       brain, performer, peers, kernel, cni, control, http
+//!   run        until a signal, a request to end, or a room that cannot go on
+//!   end        goodbye to the peers; the kernel keeps what it has, so pods talk on
+//! ```
+//!
+//! The tasks, their owner is [`Agent`], and each may be dropped at any `await`: what has not been promised may be
+//! forgotten, and what has is on the disk. A room that ends by itself ends the agent, with its reason as the exit.
+
+mod doors;
+mod kernel;
+mod reset;
+mod wiring;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::cli::{self, ResetPaths, Trace};
+use crate::config::Settings;
+use crate::control::ControlSocket;
+use crate::http::{MetricsServer, StatusServer};
+use crate::identity::Machine;
+use crate::net::{Node, NodeSettings, overlap};
+use crate::peer::Secrets;
+use crate::store::Store;
+use crate::task;
+use wiring::Wiring;
+
+/// The room that says goodbye when the agent ends.
+const PERFORMER: &str = "the store";
+
+/// How long peers may take to hear a goodbye. The links themselves give up after a second.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the command line asks for, done on this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct ThisMachine;
+
+impl cli::Doers for ThisMachine {
+    fn launch(&self, settings: Settings) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(8)
+            .thread_name("weave")
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let ended = runtime.block_on(run(settings));
+        runtime.shutdown_background();
+        ended
+    }
+
+    fn reset(&self, paths: &ResetPaths) -> Vec<Trace> {
+        reset::reset(paths)
+    }
+}
+
+/// Runs an agent until it is told to end.
+async fn run(settings: Settings) -> Result<()> {
+    let mut agent = Agent::start(settings).await?;
+    let ended = agent.run().await;
+    agent.end().await;
+    ended
+}
+
+/// A running agent: the tasks, and what must be ended in order.
+struct Agent {
+    tasks: task::Group<Ended>,
+    stop: mpsc::Receiver<()>,
+    goodbye: watch::Sender<bool>,
+}
+
+/// Which room ended, and how.
+struct Ended {
+    room: &'static str,
+    result: Result<()>,
+}
+
+impl Agent {
+    /// Checks, opens and wires everything. On an error nothing was changed in the kernel.
+    async fn start(settings: Settings) -> Result<Self> {
+        let universe = settings.ipam.range;
+        if let Some(overlap) = overlap::find(universe)? {
+            bail!(overlap);
+        }
+        let secrets = secrets(settings.identity.secret_file.as_deref())?;
+        let machine = match &settings.identity.machine_id {
+            Some(id) => Machine::named(id),
+            None => Machine::this(),
+        };
+        let (store, loaded) = Store::open(&settings.paths.data_dir, &machine)?;
+        let control = ControlSocket::bind(&settings.paths.run_dir)?;
+        let status_server = StatusServer::bind(&settings.watch.http_addr)?;
+        let metrics_server = MetricsServer::bind(&settings.watch.metrics_addr)?;
+        let node = Node::start(NodeSettings::default())?;
+
+        let mut wiring = Wiring::new(&settings, loaded, &secrets)?;
+        let peers = wiring.bind_peers(&settings, secrets).await?;
+        wiring.spawn_brain(store, peers);
+        wiring.spawn_kernel(&settings, node.clone());
+        wiring.spawn_doors(&settings, node, control)?;
+        wiring.spawn_watching(status_server, metrics_server);
+        Ok(wiring.agent)
+    }
+
+    /// Waits until the agent is told to end, or a room cannot go on.
+    async fn run(&mut self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("Told to end by SIGTERM; pods keep their network"),
+            _ = interrupt.recv() => tracing::info!("Told to end by SIGINT; pods keep their network"),
+            _ = self.stop.recv() => tracing::info!("Told to end by the command line; pods keep their network"),
+            ended = self.tasks.next() => {
+                let Some(Ended { room, result }) = ended else { bail!("a room died; see the log above") };
+                return result.with_context(|| format!("{room} cannot go on"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Says goodbye to the peers, so that they need not notice from the silence.
+    async fn end(mut self) {
+        self.goodbye.send_replace(true);
+        let performer = async {
+            while let Some(ended) = self.tasks.next().await {
+                if ended.room == PERFORMER {
+                    return;
+                }
+            }
+        };
+        // Whoever has not answered by then notices from the silence after all.
+        let _ = tokio::time::timeout(GOODBYE_PATIENCE, performer).await;
+    }
+}
+
+/// The secrets in the file, or the one that everybody knows.
+fn secrets(file: Option<&Path>) -> Result<Secrets> {
+    match file {
+        Some(path) => Ok(Secrets::from_file(path)?),
+        None => Ok(Secrets::public()),
+    }
+}

@@ -1,0 +1,36 @@
+//! Removes what agents left on this machine: kernel objects and files.
+
+use std::fs;
+
+use crate::cli::{Removal, ResetPaths, Trace};
+use crate::net;
+use crate::store;
+
+/// Folders and files in the data directory that are the agent's.
+const DATA: [&str; 1] = ["cni"];
+
+/// Removes every trace, goes on after failures, and says what became of each.
+pub(super) fn reset(paths: &ResetPaths) -> Vec<Trace> {
+    let mut traces = kernel();
+    for file in store::files(&paths.data_dir) {
+        traces.push(Trace::of_file(format!("store {}", file.display()), fs::remove_file(&file)));
+    }
+    for name in DATA {
+        let path = paths.data_dir.join(name);
+        traces.push(Trace::of_file(format!("folder {}", path.display()), fs::remove_dir_all(&path)));
+    }
+    traces
+}
+
+fn kernel() -> Vec<Trace> {
+    let failed =
+        |error: net::NetError| Trace { what: "kernel state".to_owned(), outcome: Err(error.to_string()) };
+    match net::reset::reset() {
+        Ok(report) => {
+            let removed =
+                report.removed.into_iter().map(|what| Trace { what, outcome: Ok(Removal::Removed) });
+            removed.chain(report.errors.into_iter().map(failed)).collect()
+        }
+        Err(error) => vec![failed(error)],
+    }
+}

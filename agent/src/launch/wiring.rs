@@ -1,0 +1,305 @@
+//! Which room hears from which: channels made, tasks started.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::{mpsc, watch};
+use weave_proto::local::status::{ControlTrust, DataEncryption, EncryptionStatus, NodeStatus, Status};
+use weave_proto::peer::{Features, Hello};
+use weave_router::{NodeView, Router};
+
+use super::doors::{AddressDoor, ControlDoor, PortDoor};
+use super::kernel::KernelTask;
+use super::{Agent, Ended, PERFORMER};
+use crate::brain::{Brain, BrainHandle, Doers, Input, StatusReceiver, performer, snapshot};
+use crate::cni::server::Server;
+use crate::cni::{Cni, Paths, tombstones};
+use crate::config::{IpallocInit, Settings};
+use crate::control::ControlSocket;
+use crate::http::{MetricsServer, StatusServer};
+use crate::identity::Identity;
+use crate::net::{ForwardAccept, HostOptions, Node};
+use crate::peer::{self, PeerEvent, PeerNet, Secrets};
+use crate::store::{Loaded, Store};
+use crate::task;
+
+/// Inputs that may wait for the brain. A burst of a few hundred requests fits; more wait at their own door.
+const INPUTS: usize = 1024;
+
+/// Batches of effects that may wait for the performer before the brain waits for it.
+const EFFECTS: usize = 256;
+
+/// Events of links that may wait to be passed on.
+const PEER_EVENTS: usize = 256;
+
+/// The ends of the channels while the rooms are being started.
+pub(super) struct Wiring {
+    pub(super) agent: Agent,
+    identity: Identity,
+    port: u16,
+    router: Option<Router>,
+    hello: watch::Sender<Hello>,
+    inputs: mpsc::Sender<Input>,
+    inbox: Option<mpsc::Receiver<Input>>,
+    views: watch::Sender<Option<NodeView>>,
+    node_status: watch::Sender<NodeStatus>,
+    publisher: Option<snapshot::Publisher>,
+    status: StatusReceiver,
+    brain: BrainHandle,
+    goodbye: watch::Receiver<bool>,
+}
+
+impl Wiring {
+    /// The router with what the store held, and all channels.
+    pub(super) fn new(settings: &Settings, loaded: Loaded, secrets: &Secrets) -> Result<Self> {
+        let identity = loaded.identity.clone();
+        let nickname = settings.identity.nickname();
+        tracing::info!("Our name is {}({nickname}), start number {}", identity.name(), identity.uid());
+        let config = router_config(settings, loaded)?;
+        let router = Router::new(config, seed()?, Instant::now())?;
+        let hello = router.topology().hello().clone();
+
+        let (inputs, inbox) = mpsc::channel(INPUTS);
+        let (stop_sender, stop) = mpsc::channel(1);
+        let (goodbye_sender, goodbye) = watch::channel(false);
+        let (node_status, node) = watch::channel(NodeStatus::default());
+        let base = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            ..Status::starting(identity.name(), nickname, identity.uid())
+        };
+        let (publisher, status) = snapshot::Publisher::new(base, fixed(settings, secrets), node);
+        Ok(Self {
+            agent: Agent { tasks: task::Group::new("agent"), stop, goodbye: goodbye_sender },
+            identity,
+            port: settings.mesh.port.get(),
+            router: Some(router),
+            hello: watch::Sender::new(hello),
+            brain: BrainHandle::new(inputs.clone(), stop_sender),
+            inputs,
+            inbox: Some(inbox),
+            views: watch::Sender::new(None),
+            node_status,
+            publisher: Some(publisher),
+            status,
+            goodbye,
+        })
+    }
+
+    fn spawn(&mut self, room: &'static str, work: impl Future<Output = Result<()>> + Send + 'static) {
+        self.agent.tasks.spawn(async move { Ended { room, result: work.await } });
+    }
+
+    /// Opens the socket for links, at the first of the addresses that this machine has.
+    pub(super) async fn bind_peers(&mut self, settings: &Settings, secrets: Secrets) -> Result<PeerNet> {
+        let (events, mut news) = mpsc::channel::<PeerEvent>(PEER_EVENTS);
+        let inputs = self.inputs.clone();
+        self.spawn("the way from the peers to the brain", async move {
+            while let Some(event) = news.recv().await {
+                if inputs.send(Input::Peer(event)).await.is_err() {
+                    break;
+                }
+            }
+            bail!("the brain or the links have ended")
+        });
+        let mut refused = None;
+        for listen in settings.mesh.listen() {
+            let at = peer::Settings { listen };
+            let bound = PeerNet::bind(
+                at,
+                self.identity.clone(),
+                secrets.clone(),
+                self.hello.subscribe(),
+                events.clone(),
+            );
+            match bound.await {
+                Ok(peers) => {
+                    tracing::info!("Listening for peers on UDP {listen}");
+                    self.follow_secrets(settings, &peers, secrets);
+                    return Ok(peers);
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.map_or_else(|| anyhow::anyhow!("there is no address to listen on"), Into::into))
+    }
+
+    /// A secret that is changed in its file is used without a restart.
+    fn follow_secrets(&mut self, settings: &Settings, peers: &PeerNet, secrets: Secrets) {
+        if let Some(path) = settings.identity.secret_file.clone() {
+            let watch = peers.watch_secrets(path, secrets);
+            self.spawn("the watch of the secret file", async move {
+                watch.finished().await;
+                bail!("it has ended")
+            });
+        }
+    }
+
+    /// Starts the brain and the performer.
+    pub(super) fn spawn_brain(&mut self, store: Store, peers: PeerNet) {
+        let (effects, queue) = mpsc::channel(EFFECTS);
+        let (Some(router), Some(inbox), Some(publisher)) =
+            (self.router.take(), self.inbox.take(), self.publisher.take())
+        else {
+            return;
+        };
+        let brain = Brain::new(router, inbox, effects, publisher);
+        self.spawn("the brain", async move {
+            brain.run().await;
+            bail!("the performer has ended")
+        });
+        let doers = Doers {
+            store: Arc::new(store),
+            peers,
+            hello: self.hello.clone(),
+            view: self.views.clone(),
+            port: self.port,
+            inputs: self.inputs.clone(),
+        };
+        let goodbye = self.goodbye.clone();
+        self.spawn(PERFORMER, async move {
+            performer(queue, doers, goodbye).await.context("what was promised cannot be made durable")
+        });
+    }
+
+    /// Starts the way from the brain's view of the node to the kernel.
+    pub(super) fn spawn_kernel(&mut self, settings: &Settings, node: Node) {
+        let kernel = KernelTask {
+            name: self.identity.name(),
+            node,
+            mtu: settings.node.mtu.0.map(|mtu| u32::from(mtu.get())),
+            options: HostOptions {
+                masquerade: true,
+                keep_client_addresses: settings.node.no_masq_local,
+                forward_accept: match settings.node.forward_accept {
+                    crate::config::ForwardAccept::Auto => ForwardAccept::Auto,
+                    crate::config::ForwardAccept::Never => ForwardAccept::Never,
+                },
+            },
+            views: self.views.subscribe(),
+            status: self.node_status.clone(),
+            brain: self.inputs.clone(),
+        };
+        self.spawn("the way from the brain to the kernel", async move {
+            kernel.run().await;
+            bail!("the brain or the kernel's room has ended")
+        });
+    }
+
+    /// Starts the doors for containers and operators.
+    pub(super) fn spawn_doors(
+        &mut self,
+        settings: &Settings,
+        node: Node,
+        control: ControlSocket,
+    ) -> Result<()> {
+        let door = ControlDoor { brain: self.brain.clone() };
+        let status = self.status.clone();
+        self.spawn("the operators' socket", async move {
+            control.serve(status, door).await;
+            bail!("it has ended")
+        });
+        let addresses = AddressDoor { brain: self.brain.clone(), status: self.status.clone() };
+        let ports = PortDoor { node, universe: settings.ipam.range };
+        let paths =
+            Paths { run_dir: settings.paths.run_dir.clone(), data_dir: settings.paths.data_dir.clone() };
+        let cni = Arc::new(Cni::new(addresses, ports, paths));
+        let mut goodbye = self.goodbye.clone();
+        let watched = Arc::clone(&cni);
+        let server = Server::bind(cni).with_context(|| {
+            format!("cannot make the containers' socket in {}", settings.paths.run_dir.display())
+        })?;
+        self.spawn("the containers' socket", async move {
+            server.run(async move { drop(goodbye.wait_for(|end| *end).await) }).await;
+            bail!("it has ended")
+        });
+        self.spawn("the watch for detachments that were left behind", async move {
+            tombstones::watch(watched).await.context("cannot watch their folder")?;
+            bail!("it has ended")
+        });
+        Ok(())
+    }
+
+    /// Starts the servers for those who only look.
+    pub(super) fn spawn_watching(&mut self, status: Option<StatusServer>, metrics: Option<MetricsServer>) {
+        let feed = self.status.clone();
+        if let Some(server) = status {
+            self.spawn("the status server", async move {
+                server.serve(feed).await;
+                bail!("it has ended")
+            });
+        }
+        let feed = self.status.clone();
+        if let Some(server) = metrics {
+            self.spawn("the metrics server", async move {
+                server.serve(feed).await;
+                bail!("it has ended")
+            });
+        }
+    }
+}
+
+/// Chance for the router, which draws all of its own from it.
+fn seed() -> Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).ok().context("the system has no random numbers")?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn router_config(settings: &Settings, loaded: Loaded) -> Result<weave_router::Config> {
+    let me = loaded.identity.name();
+    let given = settings.mesh.peers.clone();
+    let targets = if settings.mesh.resume { loaded.targets.unwrap_or(given) } else { given };
+    let (mode, founders) = match &settings.ipam.init {
+        IpallocInit::Consensus(founders) => {
+            (weave_ipam::Mode::Consensus { founders: *founders }, founders.map(std::num::NonZeroU16::get))
+        }
+        IpallocInit::Seed(names) => (weave_ipam::Mode::Seed(names.clone()), None),
+        IpallocInit::Observer => (weave_ipam::Mode::Observer, None),
+    };
+    let alone = targets.is_empty();
+    Ok(weave_router::Config {
+        topology: weave_topology::Config {
+            name: me,
+            key: loaded.identity.key(),
+            uid: loaded.identity.uid(),
+            nickname: settings.identity.nickname(),
+            features: Features::FASTDP,
+            targets,
+            discovery: !settings.mesh.no_discovery,
+            conn_limit: settings.mesh.conn_limit.0.map(NonZeroUsize::try_from).transpose()?,
+            port: settings.mesh.port.get(),
+            range: Some(settings.ipam.range),
+            founders,
+            known: loaded.peers,
+        },
+        ipam: weave_ipam::Config { me, universe: settings.ipam.range, mode, alone },
+        restored: loaded.ipam,
+    })
+}
+
+fn fixed(settings: &Settings, secrets: &Secrets) -> snapshot::Fixed {
+    let mut warnings = secrets.warnings();
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    if settings.node.mtu.0.is_some_and(|mtu| u32::from(mtu.get()) > 8950) {
+        warnings.push("--mtu is larger than a jumbo frame leaves room for".to_owned());
+    }
+    snapshot::Fixed {
+        port: settings.mesh.port.get(),
+        discovery: !settings.mesh.no_discovery,
+        conn_limit: settings.mesh.conn_limit.0.map(std::num::NonZeroU32::get),
+        encryption: EncryptionStatus {
+            data: DataEncryption::Disabled,
+            control: if secrets.is_public() {
+                ControlTrust::PublicSecret
+            } else {
+                ControlTrust::ClusterSecret
+            },
+        },
+        warnings,
+    }
+}

@@ -1,0 +1,274 @@
+//! The complete kernel state that a [`NodeState`] asks for.
+//!
+//! Objects are keyed as the kernel keys them (an address by link, a route by destination and metric, a neighbour by
+//! link and address), so that two of a key cannot be asked for and a difference is always "missing", "other" or
+//! "too much".
+//!
+//! ```text
+//!                                 route   universe            unreachable, last metric
+//!   pod A ── vethwe…A ─┐          route   own range           dev weave        src own
+//!                      ├─ weave   route   a peer's range      dev weave-vx     src own  via peer, onlink
+//!   pod B ── vethwe…B ─┘          neigh   peer     -> MAC of peer      on weave-vx
+//!                                 fdb     MAC of peer -> underlay      on weave-vx
+//!                                 neigh   pod      -> MAC of pod       on weave
+//!                                 fdb     MAC of pod -> its port       on weave
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use weave_proto::Cidr;
+use weave_proto::local::cni::PodPort;
+
+use super::names::{BRIDGE, Mac, PORT_PREFIX, UNREACHABLE_METRIC, VXLAN, VXLAN6};
+use super::{NetError, NodeState, PeerPath, sysctl};
+use crate::firewall;
+
+/// Smallest packet size that every IPv4 link carries whole (RFC 791): an overlay below it would be refused by the
+/// kernel's own stack.
+pub const MIN_MTU: u32 = 576;
+/// Largest packet that an IP header can describe.
+pub const MAX_MTU: u32 = 65_535;
+/// Longest interface name (IFNAMSIZ less its terminator).
+const MAX_NAME: usize = 15;
+
+/// The complete state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// Links, by name.
+    pub links: BTreeMap<&'static str, Link>,
+    /// The node's own address on each link that carries it.
+    pub addresses: BTreeSet<(&'static str, IpAddr)>,
+    /// Which addresses on our links are ours to remove.
+    pub universe: Cidr,
+    /// Routes of the main table.
+    pub routes: BTreeMap<RouteKey, Route>,
+    /// Permanent neighbours, by link and address.
+    pub neighbours: BTreeMap<(&'static str, IpAddr), Mac>,
+    /// Where the tunnel devices send frames for a MAC address.
+    pub tunnels: BTreeMap<(&'static str, Mac), IpAddr>,
+    /// The pods' ports, by name: the MAC address that lives behind each.
+    pub ports: BTreeMap<String, Mac>,
+    /// Kernel settings, by their path under `/proc/sys`.
+    pub sysctls: BTreeMap<String, String>,
+    /// The nftables tables.
+    pub firewall: firewall::Desired,
+    /// Peers and pods that the state lists and that cannot be had, each with the reason.
+    pub left_out: Vec<String>,
+}
+
+/// A link of ours. What is not listed is fixed (see [`super::messages`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// What kind of device.
+    pub kind: LinkKind,
+    /// Its MAC address: the peer's name.
+    pub mac: Mac,
+    /// The largest packet.
+    pub mtu: u32,
+}
+
+/// What kind of device a link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A bridge.
+    Bridge,
+    /// A VXLAN device over IPv4.
+    Vxlan,
+    /// A VXLAN device over IPv6.
+    Vxlan6,
+}
+
+/// What tells routes of one table apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteKey {
+    /// The destination.
+    pub destination: Cidr,
+    /// The metric.
+    pub metric: u32,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// Nowhere, with an ICMP error.
+    Unreachable,
+    /// To a link on which the destination lives.
+    Direct {
+        /// The link.
+        link: String,
+        /// The source address of what the node itself sends, if it is to be a particular one.
+        source: Option<IpAddr>,
+    },
+    /// To a gateway on a link, which need not be in a range of the link.
+    Via {
+        /// The link.
+        link: String,
+        /// The gateway.
+        gateway: IpAddr,
+        /// The source address of what the node itself sends.
+        source: IpAddr,
+    },
+    /// Something that we never ask for, as text.
+    Other(String),
+}
+
+/// The complete state for `state`.
+///
+/// # Errors
+/// The state contradicts itself; the message says how.
+pub fn desired(state: &NodeState) -> Result<Desired, NetError> {
+    check(state)?;
+    let (state, left_out) = usable(state);
+    let state = &state;
+    let links = links(state);
+    let addresses =
+        state.address.iter().flat_map(|&address| links.keys().map(move |&link| (link, address))).collect();
+    let mut neighbours = BTreeMap::new();
+    let mut tunnels = BTreeMap::new();
+    for path in &state.peers {
+        let (link, mac) = (device(path), Mac(path.peer.mac()));
+        neighbours.insert((link, path.overlay), mac);
+        tunnels.insert((link, mac), path.underlay);
+    }
+    let mut ports = BTreeMap::new();
+    for pod in &state.pods {
+        neighbours.insert((BRIDGE, pod.address), Mac(pod.mac));
+        ports.insert(pod.host_interface.clone(), Mac(pod.mac));
+    }
+    let sysctls = sysctl::wanted(links.keys().copied());
+    let routes = routes(state);
+    let firewall = firewall::desired(state);
+    let universe = state.universe;
+    Ok(Desired {
+        links,
+        addresses,
+        universe,
+        routes,
+        neighbours,
+        tunnels,
+        ports,
+        sysctls,
+        firewall,
+        left_out,
+    })
+}
+
+/// The state without what cannot be had, and why not.
+fn usable(state: &NodeState) -> (NodeState, Vec<String>) {
+    let mut usable = state.clone();
+    let mut left_out = Vec::new();
+    usable.peers.retain(|path| keep(unusable_path(state, path), &mut left_out));
+    usable.pods.retain(|pod| keep(unusable_pod(state.universe, pod), &mut left_out));
+    (usable, left_out)
+}
+
+fn keep(reason_against: Option<String>, left_out: &mut Vec<String>) -> bool {
+    let keep = reason_against.is_none();
+    left_out.extend(reason_against);
+    keep
+}
+
+/// The tunnel device towards a peer.
+#[must_use]
+pub fn device(path: &PeerPath) -> &'static str {
+    if path.underlay.is_ipv4() { VXLAN } else { VXLAN6 }
+}
+
+fn links(state: &NodeState) -> BTreeMap<&'static str, Link> {
+    let link = |kind| Link { kind, mac: Mac(state.name.mac()), mtu: state.mtu };
+    let mut links = BTreeMap::from([(BRIDGE, link(LinkKind::Bridge)), (VXLAN, link(LinkKind::Vxlan))]);
+    if state.peers.iter().any(|path| path.underlay.is_ipv6()) {
+        links.insert(VXLAN6, link(LinkKind::Vxlan6));
+    }
+    links
+}
+
+fn routes(state: &NodeState) -> BTreeMap<RouteKey, Route> {
+    let key = |destination| RouteKey { destination, metric: 0 };
+    let mut routes = BTreeMap::new();
+    if let Some(source) = state.address {
+        for path in &state.peers {
+            for &range in &path.ranges {
+                let route = Route::Via { link: device(path).to_owned(), gateway: path.overlay, source };
+                routes.insert(key(range), route);
+            }
+        }
+        for &range in &state.own {
+            routes.insert(key(range), Route::Direct { link: BRIDGE.to_owned(), source: Some(source) });
+        }
+    }
+    routes.insert(RouteKey { destination: state.universe, metric: UNREACHABLE_METRIC }, Route::Unreachable);
+    routes
+}
+
+/// Whether the node's own part of the state makes sense.
+fn check(state: &NodeState) -> Result<(), NetError> {
+    let bad = |text: String| Err(NetError::BadState(text));
+    let universe = state.universe;
+    if universe.first().is_ipv6() {
+        return bad(format!("the range {universe} is IPv6, and only IPv4 overlays are carried"));
+    }
+    if !(MIN_MTU..=MAX_MTU).contains(&state.mtu) {
+        return bad(format!("an MTU of {} is not between {MIN_MTU} and {MAX_MTU}", state.mtu));
+    }
+    if let Some(address) = state.address.filter(|&address| !universe.contains(address)) {
+        return bad(format!("this node's address {address} is not in the range {universe}"));
+    }
+    match state.own.iter().find(|&&range| !within(universe, range)) {
+        Some(range) => bad(format!("this node's range {range} is not part of the range {universe}")),
+        None => Ok(()),
+    }
+}
+
+/// Why a peer's path cannot be used. Others told us these facts, so one bad peer must not stop the rest.
+fn unusable_path(state: &NodeState, path: &PeerPath) -> Option<String> {
+    let PeerPath { peer, underlay, overlay, ranges } = path;
+    let universe = state.universe;
+    if *peer == state.name {
+        Some(format!("the peer at {underlay} has this node's own name {peer}"))
+    } else if !universe.contains(*overlay) || Some(*overlay) == state.address {
+        Some(format!("peer {peer} says that its overlay address is {overlay}"))
+    } else if underlay.is_unspecified() || underlay.is_multicast() || universe.contains(*underlay) {
+        Some(format!("peer {peer} cannot be reached at {underlay}"))
+    } else {
+        let range = ranges.iter().find(|&&range| !within(universe, range))?;
+        Some(format!("peer {peer} says that it owns {range}, which is not part of {universe}"))
+    }
+}
+
+/// Why a pod cannot be attached.
+pub(super) fn unusable_pod(universe: Cidr, pod: &PodPort) -> Option<String> {
+    if !universe.contains(pod.address) {
+        return Some(format!(
+            "the pod at {} has {}, which is not in {universe}",
+            pod.host_interface, pod.address
+        ));
+    }
+    check_port_name(&pod.host_interface).err().map(|error| error.to_string())
+}
+
+fn within(universe: Cidr, range: Cidr) -> bool {
+    universe.contains(range.first()) && universe.contains(range.last())
+}
+
+/// Whether `name` may be the host's end of a pod: the guard knows pod ports by the beginning of their name.
+///
+/// # Errors
+/// It may not.
+pub(super) fn check_port_name(name: &str) -> Result<(), NetError> {
+    let printable =
+        name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'"' | b'\\'));
+    if name.starts_with(PORT_PREFIX) && name.len() > PORT_PREFIX.len() && name.len() <= MAX_NAME && printable
+    {
+        Ok(())
+    } else {
+        Err(NetError::BadState(format!(
+            "{name:?} is no name for a pod's host interface: it must start with {PORT_PREFIX} and be at most {MAX_NAME} \
+             letters long"
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests;

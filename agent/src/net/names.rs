@@ -1,0 +1,50 @@
+//! Names and numbers of the kernel objects that are ours.
+
+use std::fmt;
+
+/// The bridge whose ports are the pods, and which carries the node's own overlay address.
+pub const BRIDGE: &str = "weave";
+/// The VXLAN device towards peers with an IPv4 underlay address.
+pub const VXLAN: &str = "weave-vx";
+/// The VXLAN device towards peers with an IPv6 underlay address. A VXLAN device without a local or remote address
+/// opens a socket of one family only, so a mesh over both families needs two devices; this one exists only where a
+/// peer needs it.
+pub const VXLAN6: &str = "weave-vx6";
+/// The TUN device of the userspace tunnels. Made elsewhere; named here because the firewall and `reset` know it.
+pub const TUN: &str = "weave-tun";
+/// How the host's end of every pod's veth pair begins.
+pub const PORT_PREFIX: &str = "vethwe";
+
+/// UDP port of VXLAN, the one that Weave Net has always used.
+pub const VXLAN_PORT: u16 = 6784;
+/// VXLAN network identifier. Any value does, since nobody else uses the port; the port's number is easy to recognise
+/// in a capture.
+pub const VXLAN_ID: u32 = 6784;
+/// The routing protocol number on our routes: 87, an ASCII `W`. iproute2's `rt_protos` and the kernel leave it free,
+/// and so do the usual routing daemons (80 is Calico's, 186 to 192 are the classic ones).
+pub const ROUTE_PROTOCOL: u8 = 87;
+/// Metric of the route that makes the universe unreachable: near the end of the 32 bits, so worse than any metric
+/// that a person or a daemon sets, and not the very last, so that an administrator may still put one behind it.
+pub const UNREACHABLE_METRIC: u32 = 4_278_198_272;
+
+/// Bytes that VXLAN adds to a packet over an IPv4 underlay: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
+pub const VXLAN_OVERHEAD: u32 = 50;
+/// The same over an IPv6 underlay, whose header is 20 bytes longer.
+pub const VXLAN_OVERHEAD6: u32 = 70;
+
+/// A MAC address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
