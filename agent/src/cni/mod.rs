@@ -39,6 +39,7 @@ pub mod add;
 pub mod check;
 pub mod conflist;
 pub mod del;
+mod forwarding;
 pub mod gc;
 pub mod ipam;
 pub mod locks;
