@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The doers of the weave agent and the command line that starts and asks it.
+
+pub mod dataplane;

@@ -110,10 +110,10 @@ impl Inbox {
         self.joins = joins;
     }
 
-    /// What was refused so far.
-    #[must_use]
-    pub const fn refused(&self) -> Refused {
-        self.refused
+    /// What was refused since this was last asked.
+    #[inline]
+    pub fn take_refused(&mut self) -> Refused {
+        std::mem::take(&mut self.refused)
     }
 
     /// Opens `record`, whose header has been parsed and whose counter is fresh. `outer` is the ECN codepoint that

@@ -147,7 +147,7 @@ proptest! {
             prop_assert!(pair.receive(&record));
         }
         prop_assert_eq!(pair.finish(), expected(&packets));
-        prop_assert_eq!(pair.inbox.refused(), Refused::default());
+        prop_assert_eq!(pair.inbox.take_refused(), Refused::default());
     }
 
     #[test]
@@ -330,7 +330,7 @@ fn a_foreign_source_is_refused_and_counted() {
     let records = pair.send(&[reference::udp_v4(300, 1), reference::udp_v4(1000, 2)]);
     records.iter().for_each(|record| assert!(pair.receive(record)));
     assert!(pair.finish().is_empty());
-    assert_eq!(pair.inbox.refused(), Refused { source: 2, ..Refused::default() });
+    assert_eq!(pair.inbox.take_refused(), Refused { source: 2, ..Refused::default() });
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn a_marked_packet_of_a_transport_without_ecn_is_dropped() {
     let header = Header::parse(&records[0]).unwrap();
     pair.inbox.open(&header, &records[0], &pair.key, Ecn::Ce, &mut pair.device).unwrap();
     assert!(pair.finish().is_empty());
-    assert_eq!(pair.inbox.refused().congested, 1);
+    assert_eq!(pair.inbox.take_refused().congested, 1);
 }
 
 #[test]

@@ -1,0 +1,155 @@
+//! Device → seal → socket: one thread a queue.
+//!
+//! It reads until the device has nothing more, then sends what waits, then sleeps. So nothing is ever held back for
+//! a timer, and under load a wake-up brings many packets.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use weave_sleeve::ecn::Ecn;
+use weave_sleeve::inner::Inner;
+use weave_sleeve::outbox::{NotTaken, Outbox, Road, Transmit};
+use weave_sleeve::vnet::{VNET_LEN, VnetHeader};
+
+use super::counters::Counters;
+use super::published::Reader;
+use super::socket::Socket;
+use super::table::{SendRoad, Table};
+use super::{Event, Shared, Worker};
+use crate::dataplane::tun::Queue;
+
+/// A virtio header and the longest packet, with room for the IPv6 header that its length does not count.
+const BUFFER_LEN: usize = VNET_LEN + 65_535 + 40;
+
+/// Reads before the queue is looked at again for something else to do: more than a batch takes.
+const READS_A_TURN: usize = 256;
+
+pub(super) struct Outbound {
+    queue: usize,
+    tun: Arc<Queue>,
+    socket: Arc<Socket>,
+    shared: Arc<Shared>,
+    table: Reader<Table>,
+    outbox: Outbox,
+    /// Whose packets the outbox holds.
+    road: Option<Arc<SendRoad>>,
+}
+
+/// Sends batches where the road leads.
+struct ToSocket<'a> {
+    socket: &'a Socket,
+    remote: &'a SocketAddr,
+    count: &'a Counters,
+}
+
+impl Transmit for ToSocket<'_> {
+    #[inline]
+    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn) {
+        self.socket.send(self.remote, datagrams, segment, ecn as u8, self.count);
+    }
+}
+
+impl Outbound {
+    pub(super) fn new(worker: Worker) -> Self {
+        let Worker { queue, tun, socket, shared } = worker;
+        let table = Reader::new(&shared.table);
+        Self { queue, tun, socket, shared, table, outbox: Outbox::new(), road: None }
+    }
+
+    /// Until the engine stops.
+    pub(super) fn run(mut self) {
+        let mut buffer = vec![0; BUFFER_LEN].into_boxed_slice();
+        while !self.shared.stopping.load(Ordering::Relaxed) {
+            let drained = self.turn(&mut buffer);
+            self.flush();
+            if drained && self.sleep() {
+                return self.shared.tell(Event::DeviceLost);
+            }
+        }
+    }
+
+    /// Whether the device has nothing more.
+    fn turn(&mut self, buffer: &mut [u8]) -> bool {
+        for _ in 0..READS_A_TURN {
+            match self.tun.read(buffer) {
+                Ok(len) => {
+                    self.shared.count.device_reads.one();
+                    self.packet(&mut buffer[..len]);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                // Nothing to read, or the device is down; either way poll tells when that changes.
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+
+    fn packet(&mut self, frame: &mut [u8]) {
+        if self.table.is_stale() {
+            self.flush();
+            self.table.refresh();
+        }
+        let count = &self.shared.count;
+        let Some((vnet, packet)) = frame.split_first_chunk_mut::<VNET_LEN>() else { return };
+        let (Ok(vnet), Ok(inner)) = (VnetHeader::parse(vnet), Inner::parse(packet)) else {
+            return count.not_taken.one();
+        };
+        let table = Arc::clone(self.table.value());
+        let owner = table.ranges.owner(inner.destination(packet));
+        let route = owner.and_then(|slot| table.peers.get(slot as usize));
+        let Some(road) = route.and_then(|route| route.road.as_ref()) else { return count.no_route.one() };
+        if !self.road.as_ref().is_some_and(|current| Arc::ptr_eq(current, road)) {
+            self.flush();
+            self.road = Some(Arc::clone(road));
+        }
+        let Some((lane_road, mut out)) = on(road, self.queue, &self.socket, &self.shared.count) else { return };
+        match self.outbox.push(&vnet, inner, packet, &lane_road, &mut out) {
+            Ok(()) => {}
+            Err(NotTaken::Cut(_)) => self.shared.count.not_taken.one(),
+            Err(NotTaken::Exhausted(_)) => self.shared.count.exhausted.one(),
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(road) = &self.road else { return };
+        if self.outbox.is_empty() {
+            return;
+        }
+        let Some((lane_road, mut out)) = on(road, self.queue, &self.socket, &self.shared.count) else { return };
+        if self.outbox.flush(&lane_road, &mut out).is_err() {
+            self.shared.count.exhausted.one();
+        }
+    }
+
+    /// Until the device has a packet, or the engine wants something.
+    /// Whether the device has vanished.
+    fn sleep(&mut self) -> bool {
+        let (tun, wake) = (self.tun.as_fd(), self.shared.wake.as_fd());
+        let mut fds = [PollFd::new(&tun, PollFlags::IN), PollFd::new(&wake, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => tracing::error!(%error, "waiting for weave-tun failed"),
+        }
+        // The device has been deleted under us. Reading would fail and polling return at once, for ever.
+        fds[0].revents().contains(PollFlags::ERR)
+    }
+}
+
+/// The road of this queue's lane, and where its batches go. None only if the session has no queue at all.
+#[inline]
+fn on<'a>(
+    road: &'a SendRoad,
+    queue: usize,
+    socket: &'a Socket,
+    count: &'a Counters,
+) -> Option<(Road<'a>, ToSocket<'a>)> {
+    let lanes = &road.seal.lanes;
+    let lane = lanes.get(queue % lanes.len().max(1))?;
+    let confirmed = road.live.opened.load(Ordering::Relaxed);
+    let out = ToSocket { socket, remote: &road.remote, count };
+    Some((Road { lane, confirmed, record_len: road.record_len }, out))
+}
