@@ -1,12 +1,9 @@
-//! Socket → open → device: one thread a queue.
+//! Socket → open → device.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use rustix::event::{PollFd, PollFlags};
-use rustix::io::Errno;
 use weave_sleeve::cut::Cut;
 use weave_sleeve::ecn::Ecn;
 use weave_sleeve::header::Header;
@@ -25,12 +22,16 @@ use crate::dataplane::tun::Queue;
 /// The longest run that `UDP_GRO` gives.
 const BUFFER_LEN: usize = 65_536;
 
+/// Receive calls before the other direction has its turn.
+const RECEIVES_A_TURN: usize = 8;
+
 pub(super) struct Inbound {
     tun: Arc<Queue>,
     socket: Arc<Socket>,
     shared: Arc<Shared>,
     table: Reader<Table>,
     inbox: Inbox,
+    buffer: Box<[u8]>,
     joins: Joins,
 }
 
@@ -89,23 +90,32 @@ impl Inbound {
         let table = Reader::new(&shared.table);
         // Written super-packets need no offload of the device, only a kernel that knows them: the first write tells.
         let joins = Joins { tcp: true, udp: true };
-        Self { tun, socket, shared, table, inbox: Inbox::new(joins), joins }
+        let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
+        Self { tun, socket, shared, table, inbox: Inbox::new(joins), buffer, joins }
     }
 
-    /// Until the engine stops.
-    pub(super) fn run(mut self) {
-        let mut buffer = vec![0; BUFFER_LEN].into_boxed_slice();
-        while !self.shared.stopping.load(Ordering::Relaxed) {
-            match self.socket.receive(&mut buffer) {
+    /// One turn: receives what the socket has, up to a limit, and writes it to the device. Whether the socket had
+    /// nothing more.
+    pub(super) fn turn(&mut self) -> bool {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let drained = self.receive(&mut buffer);
+        self.buffer = buffer;
+        if drained {
+            self.flush();
+        }
+        drained
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> bool {
+        for _ in 0..RECEIVES_A_TURN {
+            match self.socket.receive(buffer) {
                 Ok(received) => self.batch(&buffer[..received.len], &received),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    self.flush();
-                    self.sleep();
-                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return true,
                 // What an earlier send ran into (ICMP) is reported here, too. It says nothing about receiving.
                 Err(_) => {}
             }
         }
+        false
     }
 
     fn batch(&mut self, datagrams: &[u8], received: &Received) {
@@ -220,16 +230,6 @@ impl Inbound {
         let (count, joins) = (&self.shared.count, &mut self.joins);
         let mut device = ToDevice { tun: &self.tun, count, table: &table, slot: u32::MAX, joins };
         self.inbox.flush(&mut device);
-    }
-
-    /// Until the socket has a datagram, or the engine wants something.
-    fn sleep(&mut self) {
-        let (socket, wake) = (self.socket.as_fd(), self.shared.wake.as_fd());
-        let mut fds = [PollFd::new(&socket, PollFlags::IN), PollFd::new(&wake, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => tracing::error!(%error, "waiting for the sleeve socket failed"),
-        }
     }
 }
 

@@ -32,6 +32,7 @@ mod outbound;
 mod published;
 mod socket;
 mod table;
+mod worker;
 
 use std::io;
 use std::net::SocketAddr;
@@ -45,11 +46,10 @@ use rustix::event::EventfdFlags;
 use weave_proto::PeerName;
 
 use self::control::Control;
-use self::inbound::Inbound;
-use self::outbound::Outbound;
 use self::published::Published;
 use self::socket::Socket;
 use self::table::{OpenSession, Table};
+use self::worker::Duty;
 use super::tun::{Queue, Tun};
 
 pub use self::control::{Peer, SessionSettings};
@@ -155,14 +155,18 @@ impl Engine {
             let Some(socket) = engine.sockets.get(queue) else { break };
             let (tun, socket, shared) = (Arc::new(file), Arc::clone(socket), Arc::clone(&engine.shared));
             let worker = Worker { queue, tun, socket, shared };
-            engine.spawn(format!("sleeve-out-{queue}"), worker.clone(), |worker| Outbound::new(worker).run())?;
-            engine.spawn(format!("sleeve-in-{queue}"), worker, |worker| Inbound::new(worker).run())?;
+            if std::env::var_os("SLEEVE_SPLIT").is_some() {
+                engine.spawn(format!("sleeve-out-{queue}"), worker.clone(), Duty::Out)?;
+                engine.spawn(format!("sleeve-in-{queue}"), worker, Duty::In)?;
+            } else {
+                engine.spawn(format!("sleeve-{queue}"), worker, Duty::Both)?;
+            }
         }
         Ok(engine)
     }
 
-    fn spawn(&mut self, name: String, worker: Worker, run: fn(Worker)) -> Result<(), EngineError> {
-        let thread = std::thread::Builder::new().name(name).spawn(move || run(worker));
+    fn spawn(&mut self, name: String, worker: Worker, duty: Duty) -> Result<(), EngineError> {
+        let thread = std::thread::Builder::new().name(name).spawn(move || worker::run(&worker, duty));
         self.threads.push(thread.map_err(EngineError::Start)?);
         Ok(())
     }

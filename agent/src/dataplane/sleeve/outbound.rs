@@ -1,15 +1,12 @@
-//! Device → seal → socket: one thread a queue.
+//! Device → seal → socket.
 //!
-//! It reads until the device has nothing more, then sends what waits, then sleeps. So nothing is ever held back for
-//! a timer, and under load a wake-up brings many packets.
+//! Reads until the device has nothing more, then sends what waits. So nothing is ever held back for a timer, and
+//! under load a wake-up brings many packets.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::event::{PollFd, PollFlags};
-use rustix::io::Errno;
 use weave_sleeve::ecn::Ecn;
 use weave_sleeve::inner::Inner;
 use weave_sleeve::outbox::{NotTaken, Outbox, Road, Transmit};
@@ -19,7 +16,7 @@ use super::counters::Counters;
 use super::published::Reader;
 use super::socket::Socket;
 use super::table::{SendRoad, Table};
-use super::{Event, Shared, Worker};
+use super::{Shared, Worker};
 use crate::dataplane::tun::Queue;
 
 /// A virtio header and the longest packet, with room for the IPv6 header that its length does not count.
@@ -35,6 +32,7 @@ pub(super) struct Outbound {
     shared: Arc<Shared>,
     table: Reader<Table>,
     outbox: Outbox,
+    buffer: Box<[u8]>,
     /// Whose packets the outbox holds.
     road: Option<Arc<SendRoad>>,
 }
@@ -57,23 +55,21 @@ impl Outbound {
     pub(super) fn new(worker: Worker) -> Self {
         let Worker { queue, tun, socket, shared } = worker;
         let table = Reader::new(&shared.table);
-        Self { queue, tun, socket, shared, table, outbox: Outbox::new(), road: None }
+        let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
+        Self { queue, tun, socket, shared, table, outbox: Outbox::new(), buffer, road: None }
     }
 
-    /// Until the engine stops.
-    pub(super) fn run(mut self) {
-        let mut buffer = vec![0; BUFFER_LEN].into_boxed_slice();
-        while !self.shared.stopping.load(Ordering::Relaxed) {
-            let drained = self.turn(&mut buffer);
-            self.flush();
-            if drained && self.sleep() {
-                return self.shared.tell(Event::DeviceLost);
-            }
-        }
+    /// One turn: reads what the device has, up to a limit, and sends it. Whether the device had nothing more.
+    pub(super) fn turn(&mut self) -> bool {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let drained = self.read(&mut buffer);
+        self.buffer = buffer;
+        self.flush();
+        drained
     }
 
     /// Whether the device has nothing more.
-    fn turn(&mut self, buffer: &mut [u8]) -> bool {
+    fn read(&mut self, buffer: &mut [u8]) -> bool {
         for _ in 0..READS_A_TURN {
             match self.tun.read(buffer) {
                 Ok(len) => {
@@ -123,19 +119,6 @@ impl Outbound {
         if self.outbox.flush(&lane_road, &mut out).is_err() {
             self.shared.count.exhausted.one();
         }
-    }
-
-    /// Until the device has a packet, or the engine wants something.
-    /// Whether the device has vanished.
-    fn sleep(&mut self) -> bool {
-        let (tun, wake) = (self.tun.as_fd(), self.shared.wake.as_fd());
-        let mut fds = [PollFd::new(&tun, PollFlags::IN), PollFd::new(&wake, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => tracing::error!(%error, "waiting for weave-tun failed"),
-        }
-        // The device has been deleted under us. Reading would fail and polling return at once, for ever.
-        fds[0].revents().contains(PollFlags::ERR)
     }
 }
 
