@@ -19,7 +19,7 @@
 
 use crate::header::Flags;
 use crate::inner::{Inner, MAX_TEMPLATE, Malformed, Transport, finish_checksum};
-use crate::vnet::{Gso, VnetHeader};
+use crate::vnet::{Gso, VNET_LEN, VnetHeader};
 
 const SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 13;
@@ -45,6 +45,30 @@ impl From<Malformed> for CutError {
     }
 }
 
+/// A packet as the device hands it out.
+pub struct Packet<'p> {
+    /// What the kernel has left to do.
+    pub vnet: VnetHeader,
+    /// The packet's shape.
+    pub inner: Inner,
+    /// The packet.
+    pub bytes: &'p mut [u8],
+}
+
+impl<'p> Packet<'p> {
+    /// The packet in what was read from the device.
+    ///
+    /// # Errors
+    /// There is no well-formed packet, or one of a kind that was not asked for.
+    #[inline]
+    pub fn parse(frame: &'p mut [u8]) -> Result<Self, Malformed> {
+        let (vnet, bytes) = frame.split_first_chunk_mut::<VNET_LEN>().ok_or(Malformed)?;
+        let vnet = VnetHeader::parse(vnet).map_err(|_| Malformed)?;
+        let inner = Inner::parse(bytes)?;
+        Ok(Self { vnet, inner, bytes })
+    }
+}
+
 /// A packet on its way into records. An ordinary packet is a cut of one piece.
 pub struct Cut<'p> {
     packet: &'p mut [u8],
@@ -64,18 +88,14 @@ impl<'p> Cut<'p> {
     /// # Errors
     /// The packet is malformed, or too long for the path.
     #[inline]
-    pub fn new(
-        vnet: &VnetHeader,
-        inner: Inner,
-        packet: &'p mut [u8],
-        capacity: usize,
-    ) -> Result<Self, CutError> {
+    pub fn new(packet: Packet<'p>, capacity: usize) -> Result<Self, CutError> {
+        let Packet { vnet, inner, bytes: packet } = packet;
         if inner.claimed_len != packet.len() {
             return Err(CutError::Malformed);
         }
         let whole =
             Self { packet, inner, template: [0; MAX_TEMPLATE], stride: 0, pieces: 1, partial: false, at: 0 };
-        if vnet.gso == Gso::None { whole.uncut(vnet, capacity) } else { whole.cut(vnet, capacity) }
+        if vnet.gso == Gso::None { whole.uncut(&vnet, capacity) } else { whole.cut(&vnet, capacity) }
     }
 
     fn uncut(mut self, vnet: &VnetHeader, capacity: usize) -> Result<Self, CutError> {

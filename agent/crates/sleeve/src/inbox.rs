@@ -12,7 +12,7 @@
 use std::net::IpAddr;
 
 use crate::ecn::Ecn;
-use crate::header::{Flags, HEADER_LEN, Header, Kind, OVERHEAD};
+use crate::header::{Flags, HEADER_LEN, Header, HeaderError, Kind, OVERHEAD};
 use crate::inner::{Inner, MAX_TEMPLATE, Transport};
 use crate::keys::{Forged, QueueKey};
 use crate::outbox::{CHUNK_CONTINUES, CHUNK_HEADER_LEN, CHUNK_LEN_MASK, CHUNK_PARTIAL, MAX_BATCH_LEN};
@@ -32,6 +32,28 @@ pub trait Deliver {
 
     /// Hands a packet, with the device's header before it, to the device.
     fn deliver(&mut self, frame: &mut [u8]);
+}
+
+/// A record as it arrived.
+#[derive(Clone, Copy)]
+pub struct Record<'r> {
+    /// Its header.
+    pub header: Header,
+    /// All of it.
+    pub bytes: &'r [u8],
+    /// The ECN codepoint that it came with.
+    pub outer: Ecn,
+}
+
+impl<'r> Record<'r> {
+    /// The record that these bytes are.
+    ///
+    /// # Errors
+    /// They are none.
+    #[inline]
+    pub fn parse(bytes: &'r [u8], outer: Ecn) -> Result<Self, HeaderError> {
+        Ok(Self { header: Header::parse(bytes)?, bytes, outer })
+    }
 }
 
 /// What an authentic record was.
@@ -81,6 +103,14 @@ struct Source {
     outer: Ecn,
 }
 
+/// A piece that lies at [`START`] and may begin a run.
+struct Piece {
+    source: Source,
+    next: u64,
+    flags: Flags,
+    len: usize,
+}
+
 struct Run {
     source: Source,
     /// The counter of the record that may continue the run.
@@ -116,28 +146,26 @@ impl Inbox {
         std::mem::take(&mut self.refused)
     }
 
-    /// Opens `record`, whose header has been parsed and whose counter is fresh. `outer` is the ECN codepoint that
-    /// it came with.
+    /// Opens a record whose counter is fresh.
     ///
     /// # Errors
     /// The record is not authentic. Nothing happened.
     #[inline]
     pub fn open(
         &mut self,
-        header: &Header,
-        record: &[u8],
+        record: &Record<'_>,
         key: &QueueKey,
-        outer: Ecn,
         device: &mut impl Deliver,
     ) -> Result<Opened<'_>, Forged> {
+        let Record { header, bytes, outer } = *record;
         let (Some(head), Some(plain_len)) =
-            (record.first_chunk::<HEADER_LEN>(), record.len().checked_sub(OVERHEAD))
+            (bytes.first_chunk::<HEADER_LEN>(), bytes.len().checked_sub(OVERHEAD))
         else {
             return Err(Forged);
         };
-        let Header { receiver, queue, epoch, counter, flags, .. } = *header;
+        let Header { receiver, queue, epoch, counter, flags, .. } = header;
         let source = Source { receiver, queue, epoch, outer };
-        let sealed = &record[HEADER_LEN..];
+        let sealed = &bytes[HEADER_LEN..];
         match header.kind {
             Kind::Packet => {
                 if let Some(run) = &mut self.run
@@ -156,7 +184,7 @@ impl Inbox {
                         sealed,
                         self.arena.get_mut(START..START + plain_len).ok_or(Forged)?,
                     )?;
-                    self.begin(source, counter + 1, flags, plain_len, device);
+                    self.begin(Piece { source, next: counter + 1, flags, len: plain_len }, device);
                 }
                 Ok(Opened::Packets)
             }
@@ -225,14 +253,15 @@ impl Inbox {
             } else {
                 self.flush(device);
                 self.arena[START..START + len].copy_from_slice(&self.scratch[start..start + len]);
-                self.begin(source, counter + 1, flags, len, device);
+                self.begin(Piece { source, next: counter + 1, flags, len }, device);
             }
             at = start + len;
         }
     }
 
     /// Starts a packet with the piece at [`START`]. What can have no continuation is handed out at once.
-    fn begin(&mut self, source: Source, next: u64, flags: Flags, len: usize, device: &mut impl Deliver) {
+    fn begin(&mut self, piece: Piece, device: &mut impl Deliver) {
+        let Piece { source, next, flags, len } = piece;
         let packet = &mut self.arena[START..START + len];
         let partial = flags.has(Flags::PARTIAL);
         let Ok(inner) = Inner::parse(packet) else {

@@ -46,11 +46,11 @@ impl SealLane {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Seals `plain` into `record`, which must be longer by [`OVERHEAD`], under a counter from
-    /// [`SealLane::reserve`]. `confirmed` is the newest epoch opened in the other direction.
+    /// Seals `plain` into `record`, which must be longer by [`OVERHEAD`], under a counter that
+    /// was reserved for it.
     #[inline]
-    pub fn seal(&self, counter: u64, mark: Mark, plain: &[u8], record: &mut [u8]) {
-        let Mark { kind, flags, confirmed } = mark;
+    pub fn seal(&self, mark: Mark, plain: &[u8], record: &mut [u8]) {
+        let Mark { counter, kind, flags, confirmed } = mark;
         let header = Header {
             kind,
             flags,
@@ -66,9 +66,11 @@ impl SealLane {
     }
 }
 
-/// What differs from record to record in a header, besides the counter.
+/// What differs from record to record in a header.
 #[derive(Debug, Clone, Copy)]
 pub struct Mark {
+    /// A number from [`SealLane::reserve`], used once.
+    pub counter: u64,
     /// What the sealed part is.
     pub kind: Kind,
     /// Remarks on it.

@@ -12,12 +12,11 @@
 //!
 //! An outbox belongs to one peer at a time. Order is kept: whatever comes behind an open bundle closes it first.
 
-use crate::cut::{Cut, CutError};
+use crate::cut::{Cut, CutError, Packet};
 use crate::ecn::Ecn;
 use crate::header::{Flags, Kind, OVERHEAD};
 use crate::inner::{Inner, Transport};
 use crate::lane::{Exhausted, Mark, SealLane};
-use crate::vnet::VnetHeader;
 
 /// Records in one segmented send: what every kernel with `UDP_SEGMENT` takes.
 pub const MAX_RECORDS: usize = 64;
@@ -71,8 +70,8 @@ impl Road<'_> {
         self.record_len.saturating_sub(OVERHEAD)
     }
 
-    const fn mark(&self, kind: Kind, flags: Flags) -> Mark {
-        Mark { kind, flags, confirmed: self.confirmed }
+    const fn mark(&self, counter: u64, kind: Kind, flags: Flags) -> Mark {
+        Mark { counter, kind, flags, confirmed: self.confirmed }
     }
 }
 
@@ -95,10 +94,18 @@ struct Bundle {
     first: Flags,
 }
 
+/// A packet for a bundle.
+#[derive(Clone, Copy)]
+struct Small<'p> {
+    inner: Inner,
+    flags: Flags,
+    plain: &'p [u8],
+}
+
 /// The end of a UDP run.
 #[derive(Clone, Copy)]
 struct Tail {
-    head: [u8; Tail::HEAD],
+    head: [u8; Self::HEAD],
     payload: usize,
     pieces: usize,
     /// The counter that the next record must have, or none while the run's end is in the open bundle.
@@ -143,18 +150,17 @@ impl Outbox {
     #[inline]
     pub fn push(
         &mut self,
-        vnet: &VnetHeader,
-        inner: Inner,
-        packet: &mut [u8],
+        packet: Packet<'_>,
         road: &Road<'_>,
         out: &mut impl Transmit,
     ) -> Result<(), NotTaken> {
-        let ecn = inner.ecn(packet);
+        let inner = packet.inner;
+        let ecn = inner.ecn(packet.bytes);
         if ecn != self.ecn {
             self.flush(road, out)?;
             self.ecn = ecn;
         }
-        let mut cut = Cut::new(vnet, inner, packet, road.capacity())?;
+        let mut cut = Cut::new(packet, road.capacity())?;
         if cut.pieces() > 1 {
             self.close_bundle(false, road, out)?;
             self.tail = None;
@@ -163,12 +169,12 @@ impl Outbox {
         let Some((flags, plain)) = cut.next_piece() else { return Ok(()) };
         let plain = &*plain;
         if plain.len() <= SMALL && plain.len() + 2 * CHUNK_HEADER_LEN <= road.capacity() {
-            return self.push_small(inner, flags, plain, road, out);
+            return self.push_small(Small { inner, flags, plain }, road, out);
         }
         self.close_bundle(false, road, out)?;
         let counter = road.lane.reserve(1)?;
         let flags = flags.with(self.continue_run(inner, flags, plain, Some(counter)));
-        self.seal(counter, road.mark(Kind::Packet, flags), plain, road, out);
+        self.seal(road.mark(counter, Kind::Packet, flags), plain, road, out);
         Ok(())
     }
 
@@ -189,7 +195,7 @@ impl Outbox {
         self.bundle.bytes[..plain.len()].copy_from_slice(plain);
         self.bundle.bytes[plain.len()..padded].fill(0);
         let record = &mut self.datagrams[..padded + OVERHEAD];
-        road.lane.seal(counter, road.mark(Kind::Probe, Flags::NONE), &self.bundle.bytes[..padded], record);
+        road.lane.seal(road.mark(counter, Kind::Probe, Flags::NONE), &self.bundle.bytes[..padded], record);
         out.transmit(record, padded + OVERHEAD, Ecn::NotEct);
         Ok(())
     }
@@ -220,7 +226,7 @@ impl Outbox {
     ) -> Result<(), NotTaken> {
         let mut counter = road.lane.reserve(cut.pieces())?;
         while let Some((flags, plain)) = cut.next_piece() {
-            self.seal(counter, road.mark(Kind::Packet, flags), plain, road, out);
+            self.seal(road.mark(counter, Kind::Packet, flags), plain, road, out);
             counter += 1;
         }
         Ok(())
@@ -228,12 +234,11 @@ impl Outbox {
 
     fn push_small(
         &mut self,
-        inner: Inner,
-        flags: Flags,
-        plain: &[u8],
+        small: Small<'_>,
         road: &Road<'_>,
         out: &mut impl Transmit,
     ) -> Result<(), NotTaken> {
+        let Small { inner, flags, plain } = small;
         let needed = plain.len() + CHUNK_HEADER_LEN;
         if self.bundle.chunks > 0 && self.bundle.len + needed + CHUNK_HEADER_LEN > self.bundle.room(road) {
             self.close_bundle(true, road, out)?;
@@ -278,8 +283,8 @@ impl Outbox {
         let bundle = std::mem::replace(&mut self.bundle, Bundle::empty());
         let reserved = road.lane.reserve(1);
         if let Ok(counter) = reserved {
-            let (mark, plain) = bundle.finished(full, road);
-            self.seal(counter, mark, plain, road, out);
+            let (mark, plain) = bundle.finished(counter, full, road);
+            self.seal(mark, plain, road, out);
             if let Some(tail) = &mut self.tail {
                 tail.counter = Some(counter + 1);
             }
@@ -289,7 +294,7 @@ impl Outbox {
     }
 
     #[inline]
-    fn seal(&mut self, counter: u64, mark: Mark, plain: &[u8], road: &Road<'_>, out: &mut impl Transmit) {
+    fn seal(&mut self, mark: Mark, plain: &[u8], road: &Road<'_>, out: &mut impl Transmit) {
         let record_len = plain.len() + OVERHEAD;
         let fits = self.records < self.max_records
             && self.len + record_len <= MAX_BATCH_LEN
@@ -300,7 +305,7 @@ impl Outbox {
         if self.records == 0 {
             self.segment = record_len;
         }
-        road.lane.seal(counter, mark, plain, &mut self.datagrams[self.len..self.len + record_len]);
+        road.lane.seal(mark, plain, &mut self.datagrams[self.len..self.len + record_len]);
         self.len += record_len;
         self.records += 1;
         // A shorter record can only be the last one; a full batch need not wait for the next packet.
@@ -352,13 +357,13 @@ impl Bundle {
     }
 
     /// The record's kind and content. A bundle of one is an ordinary record; a full one is padded.
-    fn finished(&self, full: bool, road: &Road<'_>) -> (Mark, &[u8]) {
+    fn finished(&self, counter: u64, full: bool, road: &Road<'_>) -> (Mark, &[u8]) {
         if self.chunks == 1 {
-            (road.mark(Kind::Packet, self.first), &self.bytes[CHUNK_HEADER_LEN..self.len])
+            (road.mark(counter, Kind::Packet, self.first), &self.bytes[CHUNK_HEADER_LEN..self.len])
         } else if full {
-            (road.mark(Kind::Bundle, Flags::NONE), &self.bytes[..self.room(road)])
+            (road.mark(counter, Kind::Bundle, Flags::NONE), &self.bytes[..self.room(road)])
         } else {
-            (road.mark(Kind::Bundle, Flags::NONE), &self.bytes[..self.len])
+            (road.mark(counter, Kind::Bundle, Flags::NONE), &self.bytes[..self.len])
         }
     }
 }

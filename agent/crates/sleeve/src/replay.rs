@@ -74,7 +74,6 @@ impl ReplayWindow {
 #[error("replayed or too old")]
 pub struct Replayed;
 
-#[expect(clippy::cast_possible_truncation, reason = "reduced to below WORDS")]
 const fn word(counter: u64) -> usize {
     ((counter / WORD_BITS) % WORDS as u64) as usize
 }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use crate::ecn::Ecn;
 use crate::header::{HEADER_LEN, Header, OVERHEAD};
-use crate::inbox::{Deliver, Inbox, Joins, Opened, Refused};
-use crate::inner::Inner;
+use crate::cut::Packet as Handed;
+use crate::inbox::{Deliver, Inbox, Joins, Opened, Record, Refused};
 use crate::keys::{Chain, QueueKey, Role, Suite};
 use crate::lane::SealLane;
 use crate::outbox::{MAX_BATCH_LEN, MAX_RECORDS, Outbox, Road, Transmit};
@@ -45,7 +45,7 @@ struct Device {
 
 impl Deliver for Device {
     fn admits(&mut self, source: IpAddr) -> bool {
-        !self.forbidden && source == IpAddr::V4(SOURCE) || source.is_ipv6() && !self.forbidden
+        !self.forbidden && (source == IpAddr::V4(SOURCE) || source.is_ipv6())
     }
 
     fn deliver(&mut self, frame: &mut [u8]) {
@@ -90,9 +90,8 @@ impl Pair {
         let mut wire = Wire { records: Vec::new() };
         let road = Road { lane: &self.lane, confirmed: 0, record_len: RECORD_LEN };
         for packet in packets {
-            let mut bytes = packet.bytes.clone();
-            let inner = Inner::parse(&bytes).unwrap();
-            self.outbox.push(&packet.vnet, inner, &mut bytes, &road, &mut wire).unwrap();
+            let mut frame = packet.frame();
+            self.outbox.push(Handed::parse(&mut frame).unwrap(), &road, &mut wire).unwrap();
         }
         self.outbox.flush(&road, &mut wire).unwrap();
         assert!(self.outbox.is_empty());
@@ -101,7 +100,8 @@ impl Pair {
 
     /// Whether the record was taken.
     fn receive(&mut self, record: &[u8]) -> bool {
-        let Ok(header) = Header::parse(record) else { return false };
+        let Ok(record) = Record::parse(record, Ecn::NotEct) else { return false };
+        let header = record.header;
         if header.receiver != 77
             || header.queue != 0
             || header.epoch != 0
@@ -109,7 +109,7 @@ impl Pair {
         {
             return false;
         }
-        let opened = self.inbox.open(&header, record, &self.key, Ecn::NotEct, &mut self.device);
+        let opened = self.inbox.open(&record, &self.key, &mut self.device);
         let authentic = opened == Ok(Opened::Packets);
         if authentic {
             self.window.take(header.counter).unwrap();
@@ -250,7 +250,7 @@ proptest! {
             let counter = pair.lane.reserve(1).unwrap();
             let kind = [crate::header::Kind::Packet, crate::header::Kind::Bundle, crate::header::Kind::Probe][usize::from(kind)];
             let mut record = vec![0; plain.len() + OVERHEAD];
-            pair.lane.seal(counter, crate::lane::Mark { kind, flags: crate::header::Flags::NONE, confirmed: 0 }, &plain, &mut record);
+            pair.lane.seal(crate::lane::Mark { counter, kind, flags: crate::header::Flags::NONE, confirmed: 0 }, &plain, &mut record);
             // Flags are authenticated, so seal again with those wanted.
             let mut header: [u8; HEADER_LEN] = record[..HEADER_LEN].try_into().unwrap();
             header[1] = flags;
@@ -340,8 +340,8 @@ fn a_congestion_mark_reaches_the_inner_packet() {
     packet.bytes[1] = Ecn::Ect0 as u8;
     reference::fix_ip_sum(&mut packet.bytes);
     for record in pair.send(std::slice::from_ref(&packet)) {
-        let header = Header::parse(&record).unwrap();
-        let opened = pair.inbox.open(&header, &record, &pair.key, Ecn::Ce, &mut pair.device);
+        let record = Record::parse(&record, Ecn::Ce).unwrap();
+        let opened = pair.inbox.open(&record, &pair.key, &mut pair.device);
         assert_eq!(opened, Ok(Opened::Packets));
     }
     packet.bytes[1] = Ecn::Ce as u8;
@@ -353,8 +353,8 @@ fn a_congestion_mark_reaches_the_inner_packet() {
 fn a_marked_packet_of_a_transport_without_ecn_is_dropped() {
     let mut pair = Pair::new();
     let records = pair.send(&[reference::udp_v4(1000, 2)]);
-    let header = Header::parse(&records[0]).unwrap();
-    pair.inbox.open(&header, &records[0], &pair.key, Ecn::Ce, &mut pair.device).unwrap();
+    let record = Record::parse(&records[0], Ecn::Ce).unwrap();
+    pair.inbox.open(&record, &pair.key, &mut pair.device).unwrap();
     assert!(pair.finish().is_empty());
     assert_eq!(pair.inbox.take_refused().congested, 1);
 }
@@ -365,12 +365,9 @@ fn a_narrower_path_cuts_tcp_finer_and_refuses_what_may_not_be_cut() {
     let road = Road { lane: &pair.lane, confirmed: 0, record_len: 1000 };
     let mut wire = Wire { records: Vec::new() };
     let packet = reference::tcp_v4(9000, 1388, 0x18);
-    let mut bytes = packet.bytes.clone();
-    let inner = Inner::parse(&bytes).unwrap();
-    pair.outbox.push(&packet.vnet, inner, &mut bytes, &road, &mut wire).unwrap();
-    let mut big = reference::udp_v4(1200, 1);
-    let inner = Inner::parse(&big.bytes).unwrap();
-    assert!(pair.outbox.push(&big.vnet, inner, &mut big.bytes, &road, &mut wire).is_err());
+    pair.outbox.push(Handed::parse(&mut packet.frame()).unwrap(), &road, &mut wire).unwrap();
+    let mut big = reference::udp_v4(1200, 1).frame();
+    assert!(pair.outbox.push(Handed::parse(&mut big).unwrap(), &road, &mut wire).is_err());
     pair.outbox.flush(&road, &mut wire).unwrap();
     assert!(wire.records.iter().all(|record| record.len() <= 1000));
     wire.records.iter().for_each(|record| assert!(pair.receive(record)));
@@ -398,8 +395,8 @@ fn a_probe_is_padded_to_the_length_asked_for() {
     let mut wire = Wire { records: Vec::new() };
     pair.outbox.push_probe(b"are you there", 1400, &road, &mut wire).unwrap();
     assert_eq!(wire.records[0].len(), 1400);
-    let header = Header::parse(&wire.records[0]).unwrap();
-    let opened = pair.inbox.open(&header, &wire.records[0], &pair.key, Ecn::NotEct, &mut pair.device);
+    let record = Record::parse(&wire.records[0], Ecn::NotEct).unwrap();
+    let opened = pair.inbox.open(&record, &pair.key, &mut pair.device);
     let Ok(Opened::Probe(plain)) = opened else { panic!("{opened:?}") };
     assert!(plain.starts_with(b"are you there"));
     assert_eq!(plain.len(), 1400 - OVERHEAD);

@@ -4,12 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use weave_sleeve::cut::Cut;
+use weave_sleeve::cut::{Cut, Packet};
 use weave_sleeve::ecn::Ecn;
 use weave_sleeve::header::Header;
-use weave_sleeve::inbox::{Deliver, Inbox, Joins, Opened};
-use weave_sleeve::inner::Inner;
-use weave_sleeve::vnet::{Gso, VNET_LEN, VnetHeader};
+use weave_sleeve::inbox::{Deliver, Inbox, Joins, Opened, Record};
+use weave_sleeve::vnet::{Gso, VnetHeader};
 
 use super::counters::Counters;
 use super::published::Reader;
@@ -64,15 +63,15 @@ impl Deliver for ToDevice<'_> {
 impl ToDevice<'_> {
     /// The kernel does not know this kind of super-packet: cut it, and join no more of them.
     fn deliver_in_pieces(&mut self, frame: &mut [u8]) {
-        let Some((head, packet)) = frame.split_first_chunk_mut::<VNET_LEN>() else { return };
-        let (Ok(vnet), Ok(inner)) = (VnetHeader::parse(head), Inner::parse(packet)) else { return };
+        let Ok(packet) = Packet::parse(frame) else { return };
+        let (vnet, inner) = (packet.vnet, packet.inner);
         match vnet.gso {
             Gso::None => return self.count.device_write_failures.one(),
             Gso::TcpV4 | Gso::TcpV6 => self.joins.tcp = false,
             Gso::Udp => self.joins.udp = false,
         }
         let single = VnetHeader { gso: Gso::None, gso_size: 0, ..vnet };
-        let Ok(mut cut) = Cut::new(&vnet, inner, packet, usize::MAX) else { return };
+        let Ok(mut cut) = Cut::new(packet, usize::MAX) else { return };
         self.count.device_splits.one();
         while let Some((_, piece)) = cut.next_piece() {
             inner.complete(piece);
@@ -165,23 +164,24 @@ impl Inbound {
         let outer = Ecn::of(received.traffic_class);
         let (mut opened, mut confirmed, mut newest) = (0, None, None);
         while let Some(record) = records.peek() {
-            let Ok(header) = Header::parse(record) else { break };
+            let Ok(record) = Record::parse(record, outer) else { break };
+            let header = record.header;
             let same = (header.receiver, header.queue, header.epoch);
             if same != (first.receiver, first.queue, first.epoch) {
                 break;
             }
-            let Some(record) = records.next() else { break };
+            records.next();
             if !window.is_fresh(header.counter) {
                 count.replayed.one();
                 continue;
             }
-            match self.inbox.open(&header, record, &queue.key, outer, &mut device) {
+            match self.inbox.open(&record, &queue.key, &mut device) {
                 Ok(Opened::Packets) => {}
                 Ok(Opened::Probe(plain)) => self.shared.tell(Event::Probe {
                     peer: session.peer,
                     session: session.index,
                     from: received.from,
-                    len: record.len(),
+                    len: record.bytes.len(),
                     content: plain.into(),
                 }),
                 Err(_) => {

@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use weave_sleeve::cut::Packet;
 use weave_sleeve::ecn::Ecn;
-use weave_sleeve::inner::Inner;
 use weave_sleeve::outbox::{NotTaken, Outbox, Road, Transmit};
-use weave_sleeve::vnet::{VNET_LEN, VnetHeader};
+use weave_sleeve::vnet::VNET_LEN;
 
 use super::counters::Counters;
 use super::published::Reader;
@@ -90,12 +90,9 @@ impl Outbound {
             self.table.refresh();
         }
         let count = &self.shared.count;
-        let Some((vnet, packet)) = frame.split_first_chunk_mut::<VNET_LEN>() else { return };
-        let (Ok(vnet), Ok(inner)) = (VnetHeader::parse(vnet), Inner::parse(packet)) else {
-            return count.not_taken.one();
-        };
+        let Ok(packet) = Packet::parse(frame) else { return count.not_taken.one() };
         let table = Arc::clone(self.table.value());
-        let owner = table.ranges.owner(inner.destination(packet));
+        let owner = table.ranges.owner(packet.inner.destination(packet.bytes));
         let route = owner.and_then(|slot| table.peers.get(slot as usize));
         let Some(road) = route.and_then(|route| route.road.as_ref()) else { return count.no_route.one() };
         if !self.road.as_ref().is_some_and(|current| Arc::ptr_eq(current, road)) {
@@ -103,7 +100,7 @@ impl Outbound {
             self.road = Some(Arc::clone(road));
         }
         let Some((lane_road, mut out)) = on(road, self.queue, &self.socket, &self.shared.count) else { return };
-        match self.outbox.push(&vnet, inner, packet, &lane_road, &mut out) {
+        match self.outbox.push(packet, &lane_road, &mut out) {
             Ok(()) => {}
             Err(NotTaken::Cut(_)) => self.shared.count.not_taken.one(),
             Err(NotTaken::Exhausted(_)) => self.shared.count.exhausted.one(),

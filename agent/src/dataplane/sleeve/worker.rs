@@ -1,4 +1,4 @@
-//! The threads: which direction runs where, and when it sleeps.
+//! A queue's thread: both directions in turn, and when it sleeps.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -10,51 +10,45 @@ use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::{Event, Worker};
 
-/// Which directions one thread serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Duty {
-    /// Device to socket.
-    Out,
-    /// Socket to device.
-    In,
-    /// Both, in turn.
-    Both,
+/// Which files may have something.
+#[derive(Clone, Copy)]
+struct Ready {
+    tun: bool,
+    socket: bool,
 }
 
-/// Serves its directions until the engine stops or the device has vanished.
-pub(super) fn run(worker: &Worker, duty: Duty) {
-    let mut outbound = (duty != Duty::In).then(|| Outbound::new(worker.clone()));
-    let mut inbound = (duty != Duty::Out).then(|| Inbound::new(worker.clone()));
-    let shared = &worker.shared;
-    let (mut readable, mut received) = (true, true);
-    while !shared.stopping.load(Ordering::Relaxed) {
-        if received {
-            received = inbound.as_mut().is_some_and(|inbound| !inbound.turn());
-        }
-        // What was just written to the device has often been answered already.
-        readable = outbound.as_mut().is_some_and(|outbound| !outbound.turn());
-        if readable || received {
-            received = true;
-            continue;
-        }
-        let tun = worker.tun.as_fd();
-        let socket = worker.socket.as_fd();
-        let wake = shared.wake.as_fd();
-        let (of_tun, of_socket) = (
-            if outbound.is_some() { PollFlags::IN } else { PollFlags::empty() },
-            if inbound.is_some() { PollFlags::IN } else { PollFlags::empty() },
-        );
-        let mut fds =
-            [PollFd::new(&wake, PollFlags::IN), PollFd::new(&tun, of_tun), PollFd::new(&socket, of_socket)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => tracing::error!(%error, "waiting for packets failed"),
-        }
-        let [_, of_tun, of_socket] = fds.map(|fd| fd.revents());
-        // The device has been deleted under us. Reading would fail and polling return at once, for ever.
-        if of_tun.contains(PollFlags::ERR) {
-            return shared.tell(Event::DeviceLost);
-        }
-        received = !of_socket.is_empty();
+/// Serves the queue until the engine stops or the device has vanished.
+pub(super) fn run(worker: &Worker) {
+    let (mut outbound, mut inbound) = (Outbound::new(worker.clone()), Inbound::new(worker.clone()));
+    let mut ready = Ready { tun: true, socket: true };
+    while !worker.shared.stopping.load(Ordering::Relaxed) {
+        // The other end's packets first: what they bring has often been answered by the time the device is read.
+        let more_to_receive = ready.socket && !inbound.turn();
+        let more_to_read = (ready.tun || ready.socket) && !outbound.turn();
+        ready = if more_to_receive || more_to_read {
+            // Who has just emptied the socket while the device had more looks at the socket again before sleeping.
+            Ready { tun: true, socket: true }
+        } else {
+            match sleep(worker) {
+                Some(ready) => ready,
+                None => return worker.shared.tell(Event::DeviceLost),
+            }
+        };
     }
+}
+
+/// Until there is something to do. None if the device has vanished: reading it would fail, and waiting for it would
+/// return at once, for ever.
+fn sleep(worker: &Worker) -> Option<Ready> {
+    let mut files = [
+        PollFd::from_borrowed_fd(worker.tun.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(worker.socket.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(worker.shared.wake.as_fd(), PollFlags::IN),
+    ];
+    match rustix::event::poll(&mut files, None) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => tracing::error!(%error, "waiting for packets failed"),
+    }
+    let [tun, socket, _] = files.map(|file| file.revents());
+    (!tun.contains(PollFlags::ERR)).then_some(Ready { tun: !tun.is_empty(), socket: !socket.is_empty() })
 }

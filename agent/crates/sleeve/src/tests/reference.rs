@@ -12,6 +12,13 @@ pub(super) struct Packet {
     pub(super) bytes: Vec<u8>,
 }
 
+impl Packet {
+    /// As it is read from the device.
+    pub(super) fn frame(&self) -> Vec<u8> {
+        [&self.vnet.to_bytes()[..], &self.bytes].concat()
+    }
+}
+
 fn ones_sum(bytes: &[u8]) -> u16 {
     let mut sum: u64 = 0;
     for (index, &byte) in bytes.iter().enumerate() {
