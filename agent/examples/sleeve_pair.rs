@@ -1,10 +1,10 @@
 //! One end of a sleeve tunnel with a fixed secret, for measuring: no control plane, no agent.
 //!
 //! ```text
-//! sleeve_pair <initiator|responder> <device> <own inner> <peer inner> <own outer> <peer outer> [suite] [queues] [record]
+//! sleeve_pair <initiator|responder> <device> <peer's ranges> <own outer> <peer outer> [suite] [queues] [record]
 //! ```
 //!
-//! `tests/bench/sleeve-pair.sh` lays two namespaces, starts one in each, and measures.
+//! `agent/examples/sleeve_pair.sh` lays two namespaces, starts one in each, and measures.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU8;
@@ -22,7 +22,7 @@ const RESPONDER: u32 = 0x0202_0202;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, role, device, own_inner, peer_inner, own_outer, peer_outer, rest @ ..] = arguments.as_slice() else {
+    let [_, role, device, peer_ranges, own_outer, peer_outer, rest @ ..] = arguments.as_slice() else {
         bail!("see the top of agent/examples/sleeve_pair.rs for the arguments");
     };
     let role = match role.as_str() {
@@ -40,7 +40,6 @@ fn main() -> Result<()> {
     let record_len: usize = rest.get(2).map_or("1472", String::as_str).parse().context("record length")?;
     let own_outer: IpAddr = own_outer.parse().context("own outer address")?;
     let peer_outer: IpAddr = peer_outer.parse().context("peer's outer address")?;
-    let _: IpAddr = own_inner.parse().context("own inner address")?;
 
     let (index, remote_index) = match role {
         Role::Initiator => (INITIATOR, RESPONDER),
@@ -49,11 +48,14 @@ fn main() -> Result<()> {
     let peer = PeerName::from_bits([2, 0, 0, 0, 0, if index == INITIATOR { 2 } else { 1 }]);
     let tun = Tun::open(device, queues.get())?;
     println!("offloads {:?}", tun.offloads);
-    let engine = Engine::start(tun, SocketAddr::new(own_outer, PORT), Box::new(|event| println!("{event:?}")))?;
-    let config = Config { role, suite, send_queues: queues, receive_queues: queues, remote_index, record_len };
+    let engine =
+        Engine::start(tun, SocketAddr::new(own_outer, PORT), Box::new(|event| println!("{event:?}")))?;
+    let config =
+        Config { role, suite, send_queues: queues, receive_queues: queues, remote_index, record_len };
     let settings = SessionSettings { index, peer, remote: SocketAddr::new(peer_outer, PORT), config };
     engine.open_session(settings, &[42; 32], Instant::now());
-    let ranges = vec![Cidr::host(peer_inner.parse().context("peer's inner address")?)];
+    let ranges =
+        peer_ranges.split(',').map(str::parse::<Cidr>).collect::<Result<_, _>>().context("peer's ranges")?;
     engine.set_peers(vec![Peer { peer, ranges, send_with: Some(index), record_len }]);
     println!("ready");
     let mut shown = engine.counters();

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two namespaces joined by a veth pair; a sleeve tunnel (examples/sleeve_pair.rs) and a hand-made VXLAN side by side.
+# Two nodes joined by a veth pair, a pod behind each; a sleeve tunnel (examples/sleeve_pair.rs) and a hand-made VXLAN side by side.
 #   sleeve_pair.sh up [suite] [queues]    lay the namespaces and start both ends
 #   sleeve_pair.sh tcp [rounds] [seconds] [iperf3 options]     one after the other, ratio of the medians
 #   sleeve_pair.sh udp [rounds] [seconds] a flood of 1200-byte datagrams
@@ -13,13 +13,12 @@ binary=${SLEEVE_PAIR:-target/release/examples/sleeve_pair}
 state=/tmp/sl-state
 mtu=${SLEEVE_MTU:-1500}
 
-in_a() { ip netns exec sl-a "$@"; }
-in_b() { ip netns exec sl-b "$@"; }
+in_a() { ip netns exec sl-pa "$@"; }
+in_b() { ip netns exec sl-pb "$@"; }
 
 down() {
     if [ -f "$state/pids" ]; then while read -r pid; do kill "$pid" 2>/dev/null || true; done <"$state/pids"; fi
-    ip netns del sl-a 2>/dev/null || true
-    ip netns del sl-b 2>/dev/null || true
+    for each in sl-pa sl-pb sl-a sl-b; do ip netns del $each 2>/dev/null || true; done
     rm -rf "$state"
 }
 
@@ -31,11 +30,29 @@ vxlan() { # namespace, own, peer, own MAC digit, peer MAC digit
     bridge -n "$1" fdb append "02:00:00:00:01:0$3" dev sl-vx dst "192.168.77.$3"
 }
 
+pod() { # side, own digit, peer's digit: a namespace behind the node, with an address for each tunnel
+    ip netns add "sl-p$1"
+    ip -n "sl-p$1" link set lo up
+    ip -n "sl-$1" link add pod0 mtu "$mtu" type veth peer name eth0 mtu "$mtu" netns "sl-p$1"
+    ip -n "sl-$1" link set pod0 up
+    ip -n "sl-p$1" link set eth0 up
+    ip netns exec "sl-$1" sysctl -qw net.ipv4.ip_forward=1
+    for net in 32 40; do
+        ip -n "sl-p$1" addr add "10.$net.$2.2/32" dev eth0
+        ip -n "sl-$1" addr add "10.$net.$2.1/32" dev pod0
+        ip -n "sl-$1" route add "10.$net.$2.2/32" dev pod0
+        ip -n "sl-p$1" route add "10.$net.$2.1/32" dev eth0
+        ip -n "sl-p$1" route add "10.$net.$3.0/24" via "10.$net.$2.1" src "10.$net.$2.2" mtu $((net == 32 ? mtu - 60 : mtu - 50))
+    done
+    ip -n "sl-$1" route add "10.40.$3.0/24" via "10.40.0.$3" dev sl-vx
+    ip -n "sl-$1" route add "10.32.$3.0/24" dev weave-tun
+}
+
 end() { # namespace, role, own, peer
-    ip netns exec "$1" "$binary" "$2" weave-tun "10.32.0.$3" "10.32.0.$4" "192.168.77.$3" "192.168.77.$4" \
+    ip netns exec "$1" "$binary" "$2" weave-tun "10.32.0.$4/32,10.32.$4.0/24" "192.168.77.$3" "192.168.77.$4" \
         "$suite" "$queues" $((mtu - 28)) >"$state/$1.log" 2>&1 &
     echo $! >>"$state/pids"
-    for _ in $(seq 100); do grep -q ready "$state/$1.log" && break; read -rt 0.05 <> <(:) || true; done
+    for _ in $(seq 100); do grep -q ready "$state/$1.log" && break; sleep 0.05; done
     ip -n "$1" link set weave-tun mtu $((mtu - 60)) txqueuelen "${SLEEVE_TXQ:-500}" up
     ip -n "$1" addr add "10.32.0.$3/32" dev weave-tun
     ip -n "$1" route add "10.32.0.$4/32" dev weave-tun src "10.32.0.$3"
@@ -58,9 +75,11 @@ up() {
     vxlan sl-b 2 1
     end sl-a initiator 1 2
     end sl-b responder 2 1
-    for address in 10.32.0.2 10.40.0.2; do
+    pod a 1 2
+    pod b 2 1
+    for address in 10.32.2.2 10.40.2.2; do
         in_b iperf3 -s -D -B "$address" -p 5201 --pidfile "$state/iperf-$address.pid" >/dev/null
-        for _ in $(seq 100); do [ -s "$state/iperf-$address.pid" ] && break; read -rt 0.05 <> <(:) || true; done
+        for _ in $(seq 100); do [ -s "$state/iperf-$address.pid" ] && break; sleep 0.05; done
         tr -d '\0' <"$state/iperf-$address.pid" >>"$state/pids"; echo >>"$state/pids"
         in_a ping -c 1 -W 2 "$address" >/dev/null || echo "no answer from $address" >&2
     done
@@ -72,7 +91,7 @@ compare() { # rounds, seconds, iperf3 options
     rounds=$1 seconds=$2; shift 2
     : >"$state/runs"
     for _ in $(seq "$rounds"); do
-        for address in 10.40.0.2 10.32.0.2; do
+        for address in 10.40.2.2 10.32.2.2; do
             in_a iperf3 -c "$address" -t "$seconds" -J "$@" >"$state/run.json" || true
             echo "$address $(gbps <"$state/run.json")" >>"$state/runs"
         done
@@ -85,7 +104,7 @@ for line in open(sys.argv[1]):
     runs.setdefault(address, []).append((float(rate), *rest))
 median = {a: statistics.median(r[0] for r in rs) for a, rs in runs.items()}
 for a, rs in runs.items(): print("vxlan " if "40" in a[:5] else "sleeve", " ".join(" ".join(map(str, r)) for r in rs))
-print("ratio %.3f" % (median["10.32.0.2"] / median["10.40.0.2"]))
+print("ratio %.3f" % (median["10.32.2.2"] / median["10.40.2.2"]))
 P
 }
 
@@ -94,11 +113,11 @@ up) shift; up "$@" ;;
 down) down ;;
 tcp) shift; compare "${1:-5}" "${2:-3}" "${@:3}" ;;
 udp) shift; compare "${1:-3}" "${2:-3}" -u -l 1200 -b 0 "${@:3}" ;;
-ping) for round in 1 2 3; do for address in 10.40.0.2 10.32.0.2; do
+ping) for round in 1 2 3; do for address in 10.40.2.2 10.32.2.2; do
         echo "$address $(in_a ping -q -i 0.005 -c 400 "$address" | tail -1)"; done; done ;;
-loaded) for address in 10.40.0.2 10.32.0.2; do
+loaded) for address in 10.40.2.2 10.32.2.2; do
         in_a iperf3 -c "$address" -t 6 >/dev/null & load=$!
-        read -rt 1 <> <(:) || true
+        sleep 1
         in_a ping -i 0.01 -c 400 "$address" | grep -o 'time=[0-9.]*' | cut -d= -f2 | sort -n |
             awk -v a="$address" '{t[NR]=$1} END {print a, "p50", t[int(NR/2)], "p99", t[int(NR*0.99)], "max", t[NR]}'
         wait $load; done ;;

@@ -97,7 +97,8 @@ pub(crate) fn send_segmented(
         message.msg_control = std::ptr::null_mut();
     }
     // SAFETY: everything that `message` points to lives until the call returns, and is only read.
-    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    let sent =
+        unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

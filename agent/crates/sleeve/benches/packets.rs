@@ -1,7 +1,11 @@
 //! What a record costs, step by step: `cargo bench -p weave-sleeve`. No framework: each step is repeated, the best of
 //! several rounds is shown (the others were disturbed), and only figures of one run are to be compared.
 
-#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and stops at the first surprise")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench prints, and stops at the first surprise"
+)]
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 
 use std::hint::black_box;
@@ -10,8 +14,8 @@ use std::num::NonZeroU8;
 use std::time::Instant;
 
 use weave_proto::Cidr;
-use weave_sleeve::ecn::Ecn;
 use weave_sleeve::cut::Packet;
+use weave_sleeve::ecn::Ecn;
 use weave_sleeve::inbox::{Deliver, Inbox, Joins, Record};
 use weave_sleeve::inner::Inner;
 use weave_sleeve::keys::{Role, Suite};

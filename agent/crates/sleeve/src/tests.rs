@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
+use crate::cut::Packet as Handed;
 use crate::ecn::Ecn;
 use crate::header::{HEADER_LEN, Header, OVERHEAD};
-use crate::cut::Packet as Handed;
 use crate::inbox::{Deliver, Inbox, Joins, Opened, Record, Refused};
 use crate::keys::{Chain, QueueKey, Role, Suite};
 use crate::lane::SealLane;

@@ -148,6 +148,11 @@ impl Control {
         Some(self.sessions.get(&index)?.live.received.load(Ordering::Relaxed))
     }
 
+    #[cfg(test)]
+    pub(super) fn sending_epoch(&self, index: u32) -> Option<u64> {
+        Some(self.sessions.get(&index)?.machine.sending_epoch())
+    }
+
     /// The new table, if anything has changed since it was last asked for.
     pub(super) fn take_table(&mut self) -> Option<Table> {
         std::mem::take(&mut self.changed).then(|| self.table())

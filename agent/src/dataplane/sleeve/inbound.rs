@@ -8,6 +8,7 @@ use weave_sleeve::cut::{Cut, Packet};
 use weave_sleeve::ecn::Ecn;
 use weave_sleeve::header::Header;
 use weave_sleeve::inbox::{Deliver, Inbox, Joins, Opened, Record};
+use weave_sleeve::replay::Replayed;
 use weave_sleeve::vnet::{Gso, VnetHeader};
 
 use super::counters::Counters;
@@ -81,6 +82,15 @@ impl ToDevice<'_> {
             }
         }
     }
+}
+
+/// What happens to a super-packet that the kernel refuses, without a kernel that does.
+#[cfg(test)]
+pub(super) fn cut_for(tun: &Queue, count: &Counters, frame: &mut [u8]) -> Joins {
+    let mut joins = Joins { tcp: true, udp: true };
+    let table = Table::default();
+    ToDevice { tun, count, table: &table, slot: 0, joins: &mut joins }.deliver_in_pieces(frame);
+    joins
 }
 
 impl Inbound {
@@ -189,8 +199,8 @@ impl Inbound {
                     continue;
                 }
             }
-            // Asked a moment ago under the same lock, so it is still fresh.
-            drop(window.take(header.counter));
+            // It was fresh a moment ago, and the lock is still held; a refusal would only leave it unmarked.
+            let _: Result<(), Replayed> = window.take(header.counter);
             opened += 1;
             confirmed = Some(header.confirmed);
             newest = newest.max(Some(header.counter));

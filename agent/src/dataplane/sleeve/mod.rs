@@ -226,7 +226,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
         // Cannot fail: the counter is zero. It is never read, so every thread that polls sees it.
-        drop(rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes()));
+        let _: Result<usize, _> = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a sleeve thread had panicked");

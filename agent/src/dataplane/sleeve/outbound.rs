@@ -99,7 +99,9 @@ impl Outbound {
             self.flush();
             self.road = Some(Arc::clone(road));
         }
-        let Some((lane_road, mut out)) = on(road, self.queue, &self.socket, &self.shared.count) else { return };
+        let Some((lane_road, mut out)) = on(road, self.queue, &self.socket, &self.shared.count) else {
+            return;
+        };
         match self.outbox.push(packet, &lane_road, &mut out) {
             Ok(()) => {}
             Err(NotTaken::Cut(_)) => self.shared.count.not_taken.one(),
@@ -112,7 +114,9 @@ impl Outbound {
         if self.outbox.is_empty() {
             return;
         }
-        let Some((lane_road, mut out)) = on(road, self.queue, &self.socket, &self.shared.count) else { return };
+        let Some((lane_road, mut out)) = on(road, self.queue, &self.socket, &self.shared.count) else {
+            return;
+        };
         if self.outbox.flush(&lane_road, &mut out).is_err() {
             self.shared.count.exhausted.one();
         }

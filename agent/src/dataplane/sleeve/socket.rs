@@ -23,6 +23,9 @@ pub(super) struct Socket {
     fd: OwnedFd,
     v6: bool,
     segmentation: AtomicBool,
+    /// What the next segmented send is to fail with: kernels that do are hard to come by.
+    #[cfg(test)]
+    pub(super) fault: std::sync::atomic::AtomicI32,
 }
 
 impl Socket {
@@ -63,7 +66,13 @@ impl Socket {
         // A kernel without it hands datagrams over one by one, which is slow and right.
         drop(option(libc::SOL_UDP, libc::UDP_GRO, 1));
         rustix::net::bind(&fd, &listen)?;
-        Ok(Self { fd, v6, segmentation: AtomicBool::new(true) })
+        Ok(Self {
+            fd,
+            v6,
+            segmentation: AtomicBool::new(true),
+            #[cfg(test)]
+            fault: Default::default(),
+        })
     }
 
     #[inline]
@@ -122,6 +131,10 @@ impl Socket {
     /// Sends, waiting while the send buffer is full, and once more after a signal or a reported error of an earlier
     /// send (ICMP errors are reported by the next call on the socket, whatever it is).
     fn send_patiently(&self, to: &SocketAddr, bytes: &[u8], segment: usize, ecn: u8) -> io::Result<()> {
+        #[cfg(test)]
+        if bytes.len() > segment && self.fault.load(Ordering::Relaxed) != 0 {
+            return Err(io::Error::from_raw_os_error(self.fault.swap(0, Ordering::Relaxed)));
+        }
         let mut tries = 0;
         loop {
             let sent = sys::send_segmented(self.fd.as_fd(), to, bytes, segment, ecn);

@@ -8,7 +8,10 @@ const UDP_V4: [u8; 30] = [
 #[test]
 fn the_shape_of_a_datagram_is_read() {
     let inner = Inner::parse(&UDP_V4).unwrap();
-    assert_eq!(inner, Inner { v4: true, transport: Transport::Udp, ip_len: 20, header_len: 28, claimed_len: 30 });
+    assert_eq!(
+        inner,
+        Inner { v4: true, transport: Transport::Udp, ip_len: 20, header_len: 28, claimed_len: 30 }
+    );
     assert_eq!(inner.source(&UDP_V4), "10.32.0.2".parse::<IpAddr>().unwrap());
     assert_eq!(inner.destination(&UDP_V4), "10.32.0.3".parse::<IpAddr>().unwrap());
 }
