@@ -231,6 +231,7 @@ fn epochs_follow_each_other_while_packets_flow() {
         to.send_to(&[round], (inner(Side::A), 7000)).unwrap();
         let mut buffer = [0; 10];
         assert_eq!(from.recv(&mut buffer).unwrap(), 1);
+        assert!(crosses(&from, &to, b"and this confirms the answer"));
         now += REKEY_AFTER;
         for end in [&a, &b] {
             // The confirmation is taken in just after the packet that carried it was delivered.
