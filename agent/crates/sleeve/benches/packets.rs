@@ -82,6 +82,8 @@ fn super_packet() -> (VnetHeader, Vec<u8>) {
     packet.extend_from_slice(&[0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x80, 0x10, 1, 0, 0, 0, 0, 0]);
     packet.extend_from_slice(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
     packet.resize(52 + SUPER_PAYLOAD, 0x5a);
+    let len = u16::try_from(packet.len()).unwrap();
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
     Inner::parse(&packet).unwrap().complete(&mut packet);
     let vnet = VnetHeader {
         needs_csum: true,
@@ -108,7 +110,8 @@ fn super_packets(suite: Suite) {
     });
 
     let mut sent = Keep(Vec::new());
-    outbox.push(Packet::parse(&mut frame.clone()).unwrap(), &road, &mut sent).unwrap();
+    work.copy_from_slice(&frame);
+    outbox.push(Packet::parse(&mut work).unwrap(), &road, &mut sent).unwrap();
     outbox.flush(&road, &mut sent).unwrap();
     let mut receiver = Session::new(config(Role::Responder, suite), &[1; 32], Instant::now());
     let Some(Output::Open(keys)) = receiver.poll_output() else { return };
