@@ -6,6 +6,8 @@
 //!
 //! `agent/examples/sleeve_pair.sh` lays two namespaces, starts one in each, and measures.
 
+#![expect(clippy::print_stdout, reason = "a tool for a person at a terminal")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU8;
 use std::time::{Duration, Instant};

@@ -7,13 +7,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use weave_proto::{Cidr, PeerName};
-use weave_sleeve::ecn::Ecn;
-use weave_sleeve::outbox::{Outbox, Road, Transmit};
+use weave_sleeve::outbox::{Outbox, Road};
 use weave_sleeve::ranges::Ranges;
 use weave_sleeve::session::{Config, Output, SealEpoch, Session};
 
 use super::counters::Counters;
-use super::socket::Socket;
+use super::socket::{Exit, Socket};
 use super::table::{Live, OpenKeys, OpenSession, PeerRoute, SendRoad, Table};
 
 /// One peer, as the owner wants it reached.
@@ -61,16 +60,12 @@ struct OneSession {
     live: Arc<Live>,
 }
 
-struct ToSocket<'a> {
-    socket: &'a Socket,
-    remote: SocketAddr,
-    count: &'a Counters,
-}
-
-impl Transmit for ToSocket<'_> {
-    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn) {
-        self.socket.send(&self.remote, datagrams, segment, ecn as u8, self.count);
-    }
+/// A probe to be sent.
+#[derive(Clone, Copy)]
+pub(super) struct Probe<'a> {
+    pub(super) content: &'a [u8],
+    /// Bytes of UDP payload in all.
+    pub(super) len: usize,
 }
 
 impl Control {
@@ -128,19 +123,13 @@ impl Control {
         moved
     }
 
-    pub(super) fn probe(
-        &mut self,
-        index: u32,
-        content: &[u8],
-        len: usize,
-        socket: &Socket,
-        count: &Counters,
-    ) -> bool {
+    pub(super) fn probe(&mut self, index: u32, probe: Probe<'_>, socket: &Socket, count: &Counters) -> bool {
+        let Probe { content, len } = probe;
         let Some(session) = self.sessions.get(&index) else { return false };
         let Some(lane) = session.seal.as_ref().and_then(|seal| seal.lanes.first()) else { return false };
         let confirmed = session.live.opened.load(Ordering::Relaxed);
         let road = Road { lane, confirmed, record_len: len };
-        let mut out = ToSocket { socket, remote: session.remote, count };
+        let mut out = Exit { socket, remote: &session.remote, count };
         self.prober.push_probe(content, len, &road, &mut out).is_ok()
     }
 

@@ -73,7 +73,7 @@ counters! {
 
 /// One counter.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub(super) struct Counter(AtomicU64);
 
 impl Counter {
     #[inline]

@@ -47,7 +47,7 @@ use std::time::Instant;
 use rustix::event::EventfdFlags;
 use weave_proto::PeerName;
 
-use self::control::Control;
+use self::control::{Control, Probe};
 use self::published::Published;
 use self::socket::Socket;
 use self::table::{OpenSession, Table};
@@ -200,7 +200,7 @@ impl Engine {
     pub fn probe(&self, session: u32, content: &[u8], len: usize) -> bool {
         let Some(socket) = self.sockets.first() else { return false };
         let too_long = self.shared.count.too_long_sent.now();
-        let known = self.shared.control().probe(session, content, len, socket, &self.shared.count);
+        let known = self.shared.control().probe(session, Probe { content, len }, socket, &self.shared.count);
         known && self.shared.count.too_long_sent.now() == too_long
     }
 

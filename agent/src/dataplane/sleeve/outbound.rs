@@ -3,18 +3,16 @@
 //! Reads until the device has nothing more, then sends what waits. So nothing is ever held back for a timer, and
 //! under load a wake-up brings many packets.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use weave_sleeve::cut::Packet;
-use weave_sleeve::ecn::Ecn;
-use weave_sleeve::outbox::{NotTaken, Outbox, Road, Transmit};
+use weave_sleeve::outbox::{NotTaken, Outbox, Road};
 use weave_sleeve::vnet::VNET_LEN;
 
 use super::counters::Counters;
 use super::published::Reader;
-use super::socket::Socket;
+use super::socket::{Exit, Socket};
 use super::table::{SendRoad, Table};
 use super::{Shared, Worker};
 use crate::dataplane::tun::Queue;
@@ -35,20 +33,6 @@ pub(super) struct Outbound {
     buffer: Box<[u8]>,
     /// Whose packets the outbox holds.
     road: Option<Arc<SendRoad>>,
-}
-
-/// Sends batches where the road leads.
-struct ToSocket<'a> {
-    socket: &'a Socket,
-    remote: &'a SocketAddr,
-    count: &'a Counters,
-}
-
-impl Transmit for ToSocket<'_> {
-    #[inline]
-    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn) {
-        self.socket.send(self.remote, datagrams, segment, ecn as u8, self.count);
-    }
 }
 
 impl Outbound {
@@ -130,10 +114,10 @@ fn on<'a>(
     queue: usize,
     socket: &'a Socket,
     count: &'a Counters,
-) -> Option<(Road<'a>, ToSocket<'a>)> {
+) -> Option<(Road<'a>, Exit<'a>)> {
     let lanes = &road.seal.lanes;
     let lane = lanes.get(queue % lanes.len().max(1))?;
     let confirmed = road.live.opened.load(Ordering::Relaxed);
-    let out = ToSocket { socket, remote: &road.remote, count };
+    let out = Exit { socket, remote: &road.remote, count };
     Some((Road { lane, confirmed, record_len: road.record_len }, out))
 }

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use weave_sleeve::ecn::Ecn;
 use weave_sleeve::header::QUEUE_OFFSET;
+use weave_sleeve::outbox::Transmit;
 
 use super::counters::Counters;
 use crate::dataplane::sys::{self, Received};
@@ -26,6 +28,14 @@ pub(super) struct Socket {
     /// What the next segmented send is to fail with: kernels that do are hard to come by.
     #[cfg(test)]
     pub(super) fault: std::sync::atomic::AtomicI32,
+}
+
+/// Records of `segment` bytes each, of which the last may be shorter.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a> {
+    records: &'a [u8],
+    segment: usize,
+    ecn: u8,
 }
 
 impl Socket {
@@ -90,7 +100,8 @@ impl Socket {
 
     /// Sends records of `segment` bytes each: by one call while that works, else one by one.
     #[inline]
-    pub(super) fn send(&self, to: &SocketAddr, records: &[u8], segment: usize, ecn: u8, count: &Counters) {
+    pub(super) fn send(&self, to: &SocketAddr, batch: Batch<'_>, count: &Counters) {
+        let Batch { records, segment, ecn } = batch;
         let single = records.len() <= segment;
         if single || self.segmentation.load(Ordering::Relaxed) {
             match self.send_patiently(to, records, segment, ecn) {
@@ -168,6 +179,20 @@ fn count_failure(error: &io::Error, count: &Counters) {
         count.too_long_sent.one();
     } else {
         count.send_failures.one();
+    }
+}
+
+/// Sends what an outbox has finished to one address.
+pub(super) struct Exit<'a> {
+    pub(super) socket: &'a Socket,
+    pub(super) remote: &'a SocketAddr,
+    pub(super) count: &'a Counters,
+}
+
+impl Transmit for Exit<'_> {
+    #[inline]
+    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn) {
+        self.socket.send(self.remote, Batch { records: datagrams, segment, ecn: ecn as u8 }, self.count);
     }
 }
 
