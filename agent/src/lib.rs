@@ -12,6 +12,7 @@
 //!   cni      the six verbs                          control  the operator's socket
 //!   http     status and metrics, read-only          render   status as text
 //!   identity who this peer is                       task     tasks with a name, an owner and an end
+//!   dataplane tunnels in user space: the sleeve engine, not yet chosen by any peer
 //! ```
 
 pub mod brain;
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod cni;
 pub mod config;
 pub mod control;
+pub mod dataplane;
 pub mod firewall;
 pub mod http;
 pub mod identity;

@@ -1,0 +1,203 @@
+//! The UDP sockets of the engine, with every offload that the kernel has and a way to do without each.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use weave_sleeve::ecn::Ecn;
+use weave_sleeve::header::QUEUE_OFFSET;
+use weave_sleeve::outbox::Transmit;
+
+use super::counters::Counters;
+use crate::dataplane::sys::{self, Received};
+
+/// What a segmented send may burst into the other end's socket in a few milliseconds at 10 Gb/s.
+const RECEIVE_BUFFER: i32 = 16 << 20;
+
+/// A few milliseconds of sending: more would only be a queue.
+const SEND_BUFFER: i32 = 4 << 20;
+
+/// One queue's socket.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    v6: bool,
+    segmentation: AtomicBool,
+    /// What the next segmented send is to fail with: kernels that do are hard to come by.
+    #[cfg(test)]
+    pub(super) fault: std::sync::atomic::AtomicI32,
+}
+
+/// Records of `segment` bytes each, of which the last may be shorter.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a> {
+    records: &'a [u8],
+    segment: usize,
+    ecn: u8,
+}
+
+impl Socket {
+    /// Binds one socket a queue to the same address. What arrives is spread by the queue byte of the record, so that
+    /// the sender's queue decides the receiver's thread and no flow is reordered.
+    pub(super) fn bind_group(listen: SocketAddr, queues: u8) -> io::Result<Vec<Self>> {
+        let group: Vec<Self> = (0..queues.max(1)).map(|_| Self::bind(listen)).collect::<io::Result<_>>()?;
+        if let (Some(first), true) = (group.first(), group.len() > 1) {
+            sys::steer_by_byte(first.as_fd(), QUEUE_OFFSET as u32, u32::from(queues))?;
+        }
+        Ok(group)
+    }
+
+    fn bind(listen: SocketAddr) -> io::Result<Self> {
+        let v6 = listen.is_ipv6();
+        let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+        let option = |level, name, value| sys::set_option(fd.as_fd(), level, name, value);
+        if v6 {
+            option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+            option(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+            option(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
+        }
+        // On a socket of both families these concern the IPv4 half.
+        option(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)?;
+        option(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        for (forced, asked, size) in [
+            (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER),
+            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER),
+        ] {
+            // Beyond the system's limit if allowed, else as much as it gives.
+            if option(libc::SOL_SOCKET, forced, size).is_err() {
+                option(libc::SOL_SOCKET, asked, size)?;
+            }
+        }
+        // A kernel without it hands datagrams over one by one, which is slow and right.
+        drop(option(libc::SOL_UDP, libc::UDP_GRO, 1));
+        rustix::net::bind(&fd, &listen)?;
+        Ok(Self {
+            fd,
+            v6,
+            segmentation: AtomicBool::new(true),
+            #[cfg(test)]
+            fault: Default::default(),
+        })
+    }
+
+    #[inline]
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        sys::receive(self.fd.as_fd(), buffer)
+    }
+
+    /// The address in the family of the socket.
+    pub(super) fn mapped(&self, addr: SocketAddr) -> SocketAddr {
+        match addr {
+            SocketAddr::V4(v4) if self.v6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            SocketAddr::V4(_) | SocketAddr::V6(_) => addr,
+        }
+    }
+
+    /// Sends records of `segment` bytes each: by one call while that works, else one by one.
+    #[inline]
+    pub(super) fn send(&self, to: &SocketAddr, batch: Batch<'_>, count: &Counters) {
+        let Batch { records, segment, ecn } = batch;
+        let single = records.len() <= segment;
+        if single || self.segmentation.load(Ordering::Relaxed) {
+            match self.send_patiently(to, records, segment, ecn) {
+                Ok(()) => {
+                    count.batches_sent.one();
+                    count.bytes_sent.add(records.len() as u64);
+                    return;
+                }
+                Err(error) if single || !self.is_about_segmentation(&error) => {
+                    return count_failure(&error, count);
+                }
+                Err(_) => {}
+            }
+        }
+        count.unsegmented_batches.one();
+        for record in records.chunks(segment) {
+            match self.send_patiently(to, record, segment, ecn) {
+                Ok(()) => count.bytes_sent.add(record.len() as u64),
+                Err(error) => count_failure(&error, count),
+            }
+        }
+    }
+
+    /// Whether the same bytes may pass without segmentation. EIO comes from a device that cannot sum (and so cannot
+    /// segment), EINVAL and EOPNOTSUPP from a kernel without it: it is given up for this socket. EMSGSIZE means that
+    /// the *segments* are longer than the path to this peer takes now: shorter ones of the batch still pass.
+    fn is_about_segmentation(&self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
+                self.segmentation.store(false, Ordering::Relaxed);
+                true
+            }
+            Some(libc::EMSGSIZE) => true,
+            _ => false,
+        }
+    }
+
+    /// Sends, waiting while the send buffer is full, and once more after a signal or a reported error of an earlier
+    /// send (ICMP errors are reported by the next call on the socket, whatever it is).
+    fn send_patiently(&self, to: &SocketAddr, bytes: &[u8], segment: usize, ecn: u8) -> io::Result<()> {
+        #[cfg(test)]
+        if bytes.len() > segment && self.fault.load(Ordering::Relaxed) != 0 {
+            return Err(io::Error::from_raw_os_error(self.fault.swap(0, Ordering::Relaxed)));
+        }
+        let mut tries = 0;
+        loop {
+            let sent = sys::send_segmented(self.fd.as_fd(), to, bytes, segment, ecn);
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_until_writable()?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && tries == 0 => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    fn wait_until_writable(&self) -> io::Result<()> {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let patience = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        match poll(&mut [PollFd::new(&self.fd, PollFlags::OUT)], Some(&patience)) {
+            Ok(0) => Err(io::Error::from(io::ErrorKind::TimedOut)),
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn segments(&self) -> bool {
+        self.segmentation.load(Ordering::Relaxed)
+    }
+}
+
+fn count_failure(error: &io::Error, count: &Counters) {
+    if error.raw_os_error() == Some(libc::EMSGSIZE) {
+        count.too_long_sent.one();
+    } else {
+        count.send_failures.one();
+    }
+}
+
+/// Sends what an outbox has finished to one address.
+pub(super) struct Exit<'a> {
+    pub(super) socket: &'a Socket,
+    pub(super) remote: &'a SocketAddr,
+    pub(super) count: &'a Counters,
+}
+
+impl Transmit for Exit<'_> {
+    #[inline]
+    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn) {
+        self.socket.send(self.remote, Batch { records: datagrams, segment, ecn: ecn as u8 }, self.count);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
