@@ -4,8 +4,8 @@ use std::os::fd::BorrowedFd;
 
 use weave_proto::Cidr;
 use weave_proto::local::cni::{
-    Add, Address, Answer, Call, Check, Del, ErrorCode, Expected, Gc, HOST_INTERFACE_PREFIX, Link, Refusal,
-    Route, Tombstone, mac_from_text,
+    Add, Address, Answer, Call, Check, Del, ErrorCode, Expected, Gc, HOST_INTERFACE_PREFIX, Link, Moment,
+    Refusal, Route, Tombstone, mac_from_text,
 };
 
 use crate::agent::{
@@ -77,10 +77,8 @@ fn add(
     let earlier = conf.prev_result.as_ref().map(CniResult::read).transpose()?;
     let netns = PodNetns::open(&environment.netns).map_err(NetnsError::refusal)?;
     let lease = delegate.map(Delegate::add).transpose()?;
-    let attached = add_call(environment, conf, lease.as_ref()).and_then(|mut call| {
-        call.begun = begun;
-        attach(conf, call, &netns)
-    });
+    let attached =
+        add_call(environment, conf, lease.as_ref(), begun).and_then(|call| attach(conf, call, &netns));
     let attached = match (attached, delegate) {
         (Ok(attached), _) => attached,
         (Err(failure), Some(delegate)) => return Err(delegate.give_back(failure)),
@@ -95,7 +93,12 @@ fn add(
     Ok(result.write(conf.version))
 }
 
-fn add_call(environment: &Environment, conf: &Conf, lease: Option<&Lease>) -> Result<Add, Refusal> {
+fn add_call(
+    environment: &Environment,
+    conf: &Conf,
+    lease: Option<&Lease>,
+    begun: Moment,
+) -> Result<Add, Refusal> {
     let mut settings = conf.settings.clone();
     if let Some(lease) = lease {
         // The range is the other plugin's affair, and so are the routes that it names.
@@ -111,7 +114,7 @@ fn add_call(environment: &Environment, conf: &Conf, lease: Option<&Lease>) -> Re
         key: environment.key.clone(),
         network: conf.network.clone(),
         netns: environment.netns.clone(),
-        begun: now(),
+        begun,
         pod: environment.pod(),
         settings,
         given: lease.map(|lease| lease.given.clone()),

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::lab::{BRIDGE_MAC, GATEWAY, Netns, Node, reaches, sh};
 use support::{Ran, VERSIONS, eventually, is_root};
+use weave_agent::cni::Paths;
+use weave_agent::cni::conflist::{self, Conflist};
 use weave_agent::cni::server::Asker;
 use weave_proto::local::cni::{AttachmentKey, Del, HOST_INTERFACE_PREFIX, Moment, Tombstone};
 
@@ -116,6 +118,35 @@ fn a_pods_interface_is_what_the_design_says() {
     assert_eq!(pod.ip("neigh").trim(), format!("{GATEWAY} dev eth0 lladdr {BRIDGE_MAC} PERMANENT"));
     let port = node.room.ports().attached()[name].clone();
     assert_eq!((port.pod.as_deref(), port.netns), (Some("shop/till"), pod.path()));
+}
+
+#[test]
+fn pods_of_an_ipv6_range() {
+    if !is_root("pods_of_an_ipv6_range") {
+        return;
+    }
+    let mut node = Node::with_range("fd00:32::/64", "fd00:32::1", "fd00:32::2");
+    node.start();
+    for version in VERSIONS {
+        let (one, two) = (Netns::new(), Netns::new());
+        let conf = node.conf(version);
+        let result = node.cni("ADD", "one", &one.path(), &conf).result();
+        node.cni("ADD", "two", &two.path(), &conf).result();
+        let port = node.room.ports().attached()[&key("two").host_interface(0)].clone();
+        assert!(port.address.is_ipv6() && reaches(&one, "fd00:32::1") && reaches(&two, "fd00:32::1"));
+        if version < "0.3.0" {
+            assert!(result["ip6"]["ip"].as_str().unwrap().ends_with("/128") && result.get("ip4").is_none());
+        } else {
+            assert_eq!(result["routes"], json!([{ "dst": "::/0", "gw": "fd00:32::1" }]));
+        }
+        let conf = with(conf, "prevResult", &result);
+        if version >= "0.4.0" {
+            node.cni("CHECK", "one", &one.path(), &conf).silent_success();
+        }
+        node.cni("DEL", "one", &one.path(), &conf).silent_success();
+        node.cni("DEL", "two", "", &node.conf(version)).silent_success();
+        node.assert_clean();
+    }
 }
 
 #[test]
@@ -420,6 +451,31 @@ fn with_the_agent_down_the_pod_goes_and_the_agent_learns_of_it_at_its_start() {
     node.start();
     node.assert_clean();
     assert!(!unseen.links().contains("eth0"));
+}
+
+#[test]
+fn trap_12_the_configuration_stays_when_the_agent_stops_and_pods_can_go() {
+    if !is_root("trap_12") {
+        return;
+    }
+    let mut node = Node::new();
+    let conf_dir = node.folder.join("net.d");
+    let paths = Paths { run_dir: node.folder.path().into(), data_dir: node.folder.path().into() };
+    Conflist { name: "weave".to_owned(), hairpin: true, mtu: None, paths, chained: vec![] }
+        .install(&conf_dir)
+        .unwrap();
+    let list = || -> Value {
+        serde_json::from_slice(&std::fs::read(conf_dir.join(conflist::FILE)).unwrap()).unwrap()
+    };
+    let conf = |list: &Value| {
+        let named = with(list["plugins"][0].clone(), "name", &list["name"]);
+        with(named, "cniVersion", &list["cniVersion"])
+    };
+    let pod = Netns::new();
+    node.cni("ADD", "pod", &pod.path(), &conf(&list())).result();
+    node.stop();
+    node.cni("DEL", "pod", &pod.path(), &conf(&list())).silent_success();
+    assert!(!pod.links().contains("eth0"));
 }
 
 #[test]

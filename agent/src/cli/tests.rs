@@ -374,7 +374,7 @@ fn bad_command_lines_are_usage_errors_that_name_the_word() {
         (&["stauts"][..], &["stauts", "status"][..]),
         (&["status", "dns"], &["dns", "connections"]),
         (&["connect"], &["PEER"]),
-        (&["connect", "10.0.0.300"], &["10.0.0.300", "looks like an IPv4"]),
+        (&["connect", "10.0.0.300"], &["10.0.0.300", "neither an IP address"]),
         (&["rmpeer"], &["PEER"]),
         (&["launch", "--no-dns"], &["--no-dns", "no weaveDNS"]),
         (&["launch", "--name=x"], &["--name", "made from its key"]),

@@ -11,6 +11,7 @@ use weave_proto::local::cni::{
 };
 
 use super::del::Undo;
+use super::forwarding::await_forwarding;
 use super::pod::{CreateError, LinkPlan, PodNetns, PodPlan, configure, create_link, remove_own};
 use super::records::Record;
 use super::server::Asker;
@@ -116,6 +117,11 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         };
         let pod = Arc::clone(pod);
         self.blocking(move || configure(&pod, &plan)).await.map_err(Refusal::from)?;
+        let name = port.host_interface.clone();
+        let forwards = self.kernel(move |host| await_forwarding(host, &name)).await.map_err(Refusal::from)?;
+        if !forwards {
+            tracing::warn!(container = %intent.add.key, "the bridge does not forward for the pod's port yet");
+        }
         Ok(attached(intent, &port))
     }
 

@@ -38,6 +38,8 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         };
         match given {
             Ok(given) => {
+                let (address, pod, netns) = (given.address, allocate.pod.as_deref(), &allocate.netns);
+                tracing::info!(container = %key, %address, pod, netns, "ipalloc: gave an address to another plugin");
                 let prefix = facts.universe.prefix();
                 let address = Address { address: given.address, prefix, gateway: facts.address };
                 Ok(Allocated { addresses: vec![address] })

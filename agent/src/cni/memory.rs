@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use weave_proto::addr::{address_at, position};
 use weave_proto::local::cni::{AttachmentKey, PodPort};
 
 use super::{AddressError, Addresses, Allocation, Facts, PortPlan, Ports};
@@ -14,7 +15,7 @@ pub struct MemoryAddresses(Mutex<AddressState>);
 
 #[derive(Debug, Default)]
 struct AddressState {
-    next: u32,
+    next: Option<IpAddr>,
     generation: u64,
     given: BTreeMap<AttachmentKey, Allocation>,
     trouble: Option<String>,
@@ -23,8 +24,8 @@ struct AddressState {
 impl MemoryAddresses {
     /// Addresses from `first` on.
     #[must_use]
-    pub fn starting_at(first: Ipv4Addr) -> Self {
-        Self(Mutex::new(AddressState { next: u32::from(first), ..AddressState::default() }))
+    pub fn starting_at(first: IpAddr) -> Self {
+        Self(Mutex::new(AddressState { next: Some(first), ..AddressState::default() }))
     }
 
     /// From now on every allocation fails for this reason, and STATUS says so; or none does any more.
@@ -52,9 +53,10 @@ impl Addresses for MemoryAddresses {
         let (address, generation) = match state.given.get(&key) {
             Some(earlier) => (earlier.address, earlier.generation),
             None => {
-                state.next += 1;
+                let address = state.next.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                state.next = Some(address_at(position(address) + 1, address));
                 state.generation += 1;
-                (IpAddr::from(Ipv4Addr::from(state.next - 1)), state.generation)
+                (address, state.generation)
             }
         };
         let port = port.map(|port| port.with_address(address));

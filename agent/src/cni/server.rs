@@ -229,8 +229,7 @@ fn parse(line: &[u8]) -> Result<Request, Refusal> {
     let Version { protocol } = serde_json::from_slice(line).map_err(illegible)?;
     if protocol != PROTOCOL {
         let msg = format!("the shim speaks version {protocol} of the agent's protocol, the agent {PROTOCOL}");
-        let remedy =
-            "install the shim that belongs to the agent: `weave setup-cni`, or restart the DaemonSet's pod";
+        let remedy = "install the shim that belongs to the running agent: `weave setup-cni`";
         return Err(Refusal::new(ErrorCode::TryAgain, msg).with_details(remedy));
     }
     serde_json::from_slice(line).map_err(illegible)

@@ -76,8 +76,8 @@ fn bad_values_are_refused_with_the_flag_the_value_and_the_remedy() {
         ("--forward-accept maybe", vec!["auto", "never"]),
         ("--http-addr localhost", vec!["IP:PORT"]),
         ("--log-level loud", vec!["info"]),
-        ("10.0.0.300", vec!["10.0.0.300", "looks like an IPv4"]),
-        ("fd00::7:6783:x", vec!["brackets"]),
+        ("10.0.0.300", vec!["10.0.0.300", "neither an IP address"]),
+        ("fd00::7:6783:x", vec!["fd00::7:6783:x"]),
     ] {
         let error = read(&words.split_whitespace().collect::<Vec<_>>()).unwrap_err();
         for part in parts {

@@ -1,15 +1,19 @@
 //! A node in a network namespace of its own, with a bridge made by hand, the agent's server, and pods.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space, set_capabilities,
+};
 use serde_json::{Value, json};
 use weave_agent::cni::memory::{MemoryAddresses, MemoryPorts};
 use weave_agent::cni::server::Server;
@@ -91,6 +95,13 @@ fn enter(path: &str) {
     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
 }
 
+/// The agent's container has these and no others: it could not enter a pod's namespace if it tried.
+fn keep_the_agents_capabilities() {
+    let few = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+    let inheritable = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: few, permitted: few, inheritable }).unwrap();
+}
+
 /// Runs a shell command that must succeed; gives its output.
 #[track_caller]
 pub fn sh(command: &str) -> String {
@@ -133,17 +144,22 @@ impl Node {
 
     /// A node whose agent does not run yet.
     pub fn without_agent() -> Self {
+        Self::with_range("10.32.0.0/12", GATEWAY, "10.32.0.2")
+    }
+
+    /// A node of a mesh with this range, of either family: its own address, and the first one for pods.
+    pub fn with_range(range: &str, own: &str, first: &str) -> Self {
         let host = Netns::new();
         let name = host.name();
         sh(&format!(
             "ip -n {name} link add weave address {BRIDGE_MAC} type bridge
-             ip -n {name} addr add {GATEWAY}/32 dev weave
+             ip -n {name} addr add {own} dev weave nodad
              ip -n {name} link set weave up
-             ip -n {name} route add 10.32.0.0/12 dev weave src {GATEWAY}
+             ip -n {name} route add {range} dev weave src {own}
              ip netns exec {name} sysctl -qw net.ipv4.ip_forward=1"
         ));
         let folder = Folder::new();
-        let room = room(&host, &folder);
+        let room = room(&host, &folder, (range, own, first));
         Self { host, folder, room, server: None }
     }
 
@@ -154,6 +170,7 @@ impl Node {
         let (room, path) = (Arc::clone(&self.room), self.host.path());
         let thread = std::thread::spawn(move || {
             enter(&path);
+            keep_the_agents_capabilities();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let server = Server::bind(Arc::clone(&room)).unwrap();
@@ -168,7 +185,15 @@ impl Node {
             });
         });
         is_ready.recv().unwrap();
+        self.wait_for_an_answer();
         self.server = Some(Running { stop, thread });
+    }
+
+    /// What is left from before is settled before the first request is answered.
+    fn wait_for_an_answer(&self) {
+        let mut stream = UnixStream::connect(self.folder.join("cni.sock")).unwrap();
+        stream.write_all(b"{\"protocol\":1,\"verb\":\"status\"}\n").unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
     }
 
     /// Stops the agent's server.
@@ -249,17 +274,17 @@ impl Drop for Node {
     }
 }
 
-fn room(host: &Netns, folder: &Folder) -> Arc<Room> {
-    let addresses = MemoryAddresses::starting_at(Ipv4Addr::new(10, 32, 0, 2));
+fn room(host: &Netns, folder: &Folder, (range, own, first): (&str, &str, &str)) -> Arc<Room> {
+    let addresses = MemoryAddresses::starting_at(first.parse::<IpAddr>().unwrap());
     let index = host.link("weave")["ifindex"].as_u64().unwrap();
     let facts = Facts {
         bridge: "weave".to_owned(),
         index: u32::try_from(index).unwrap(),
         mac: weave_proto::local::cni::mac_from_text(BRIDGE_MAC).unwrap(),
-        address: Some(GATEWAY.parse().unwrap()),
+        address: Some(own.parse().unwrap()),
         mtu: 1450,
         hairpin: true,
-        universe: "10.32.0.0/12".parse().unwrap(),
+        universe: range.parse().unwrap(),
     };
     let paths = Paths { run_dir: folder.path().into(), data_dir: folder.path().into() };
     Arc::new(Cni::new(addresses, MemoryPorts::new(Ok(facts)), paths))
@@ -270,7 +295,7 @@ pub fn reaches(from: &Netns, address: &str) -> bool {
     // A TCP connection to a port where nobody listens is refused at once if the address is reached.
     let connect = || {
         std::net::TcpStream::connect_timeout(
-            &format!("{address}:9").parse().unwrap(),
+            &std::net::SocketAddr::new(address.parse().unwrap(), 9),
             std::time::Duration::from_secs(2),
         )
     };

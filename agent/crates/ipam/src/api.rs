@@ -288,7 +288,7 @@ pub enum Output {
     /// Somebody's ranges have changed: see [`Ipam::ranges`](crate::Ipam::ranges).
     RangesChanged,
     /// These allocations are void, since their addresses are another peer's now: cut off and report who holds
-    /// them.
+    /// them. Comes before the `Persist` that forgets them, and again if that was not reached.
     Lost(Vec<Allocation>),
     /// About how many addresses this peer could give away has changed.
     FreeHint(u64),

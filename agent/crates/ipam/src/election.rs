@@ -126,16 +126,17 @@ impl Election {
         match self.part {
             Part::Informed(founders) => Some(founders.get()),
             Part::Uninformed => match mine {
-                Some(mine) => Some(mine.founders),
-                None => self.unanimous(),
+                Some(mine) if mine.lock.is_some() => Some(mine.founders),
+                Some(_) | None => self.unanimous(),
             },
             Part::Observer => None,
         }
     }
 
-    /// The number that all candidates agree on.
+    /// The number that all other candidates agree on.
     fn unanimous(&self) -> Option<u16> {
-        let mut numbers = self.candidacies.values().map(|candidacy| candidacy.founders);
+        let others = self.candidacies.iter().filter(|(peer, _)| **peer != self.me);
+        let mut numbers = others.map(|(_, candidacy)| candidacy.founders);
         numbers.next().filter(|first| numbers.all(|other| other == *first))
     }
 

@@ -271,6 +271,7 @@ impl Ipam {
 
     fn step_reclaim(&mut self, now: Instant) {
         let me = self.config.me;
+        let before = self.own_ranges();
         let Phase::Founded(realm) = &mut self.phase else { return };
         let (owners, reachable) = (realm.ring.owners(), self.peers.keys().copied().collect());
         let electors = Electors { owners: &owners, reachable: &reachable };
@@ -278,7 +279,6 @@ impl Ipam {
         if step.changed {
             self.outbox.state_changed();
         }
-        let before = self.own_ranges();
         let gained = self.inherit(me);
         if !gained.is_empty() || !step.decided.is_empty() {
             self.on_ring_changed(before, now);
@@ -318,9 +318,7 @@ impl Ipam {
             self.seeker.on_gain();
         }
         let lost = self.book.set_own(own.clone(), now);
-        if !lost.is_empty() {
-            self.outbox.say(Output::Lost(lost));
-        }
+        self.outbox.lost(lost);
         self.outbox.say(Output::Notify(Notice::OwnRanges(own)));
     }
 

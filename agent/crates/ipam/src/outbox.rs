@@ -4,18 +4,22 @@
 //! handled, they leave as one [`Output::Persist`] and behind it everything that depends on it. So nothing can be
 //! said before it is durable, in whatever order the code came across it, and one piece of news costs at most one
 //! write to the disk.
+//!
+//! One output goes the other way: [`Output::Lost`] leaves before the `Persist` that forgets the lost allocations,
+//! so that a crash between the two loses no pod out of sight. It may then be heard twice.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use weave_proto::PeerName;
 use weave_proto::peer::ipam::IpamState;
 
-use crate::api::{Output, StoreOp};
+use crate::api::{Allocation, Output, StoreOp};
 
 /// What is to leave, and what has left but was not collected yet.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outbox {
     ready: VecDeque<Output>,
+    lost: Vec<Allocation>,
     said: Vec<Output>,
     state_changed: bool,
     ranges_changed: bool,
@@ -38,6 +42,16 @@ impl Outbox {
         self.teach.insert(peer);
     }
 
+    /// `peer` is no neighbour, and will hear of it from somebody else.
+    pub(crate) fn leave_untaught(&mut self, peer: PeerName) {
+        self.teach.remove(&peer);
+    }
+
+    /// These allocations are void.
+    pub(crate) fn lost(&mut self, allocations: Vec<Allocation>) {
+        self.lost.extend(allocations);
+    }
+
     /// To be done once everything that has changed is durable.
     pub(crate) fn say(&mut self, output: Output) {
         self.said.push(output);
@@ -45,6 +59,9 @@ impl Outbox {
 
     /// Lets everything leave that was collected, behind the changes of the store.
     pub(crate) fn flush(&mut self, mut changes: Vec<StoreOp>, state: impl Fn() -> IpamState) {
+        if !self.lost.is_empty() {
+            self.ready.push_back(Output::Lost(std::mem::take(&mut self.lost)));
+        }
         if self.state_changed {
             changes.push(StoreOp::PutState(Box::new(state())));
         }

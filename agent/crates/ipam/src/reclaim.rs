@@ -209,10 +209,13 @@ impl Reclaim {
             return None;
         }
         let voters = self.voters(peer, electors.owners);
-        let acknowledged = |voter: &PeerName| opinions.get(voter).is_some_and(|o| o.vote.accepted.is_some());
+        // This peer acknowledges as soon as enough others have promised to listen.
+        let acknowledged = |voter: &PeerName| {
+            *voter == self.me || opinions.get(voter).is_some_and(|o| o.vote.accepted.is_some())
+        };
         let missing =
             majority(voters.len()).saturating_sub(voters.iter().filter(|v| acknowledged(v)).count());
-        let out_of_reach = |voter: &PeerName| *voter != self.me && !electors.reachable.contains(voter);
+        let out_of_reach = |voter: &PeerName| !electors.reachable.contains(voter);
         let unreachable = voters.iter().copied().filter(|v| out_of_reach(v) && !acknowledged(v)).collect();
         Some(WaitingFor::Acknowledgements { missing: missing.max(1), unreachable })
     }

@@ -251,6 +251,10 @@ pub(super) fn pod(host: &Host, node: &Node, pod: &PodPort) -> Host {
     inside.run(&format!("ip route add default via {gateway} src {address}"));
     inside.run(&format!("ip neigh replace {gateway} lladdr {gateway_mac} dev eth0 nud permanent"));
     block_on(node.attach(pod.clone())).unwrap();
+    // The kernel hears of the carrier from a work queue; until then the bridge swallows what the port receives.
+    eventually("the port forwards", || {
+        host.run(&format!("bridge link show dev {port}")).contains("state forwarding")
+    });
     inside
 }
 

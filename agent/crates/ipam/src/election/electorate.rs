@@ -36,7 +36,7 @@ pub enum Move {
     Stay,
     /// Locks on this electorate, of which it is a member.
     Lock(Electorate),
-    /// Leaves its electorate for one of which it is no member.
+    /// Leaves its electorate, if it has one, to one of which it is no member.
     StandAside {
         /// The attempt of the other electorate.
         attempt: u32,
@@ -60,9 +60,18 @@ impl Field<'_> {
         match self.destination() {
             Some(lock) if Some(&lock) == mine.lock.as_ref() => Move::Stay,
             Some(lock) if lock.members.contains(&self.me) => Move::Lock(lock),
-            Some(lock) if mine.lock.is_some() => Move::StandAside { attempt: lock.attempt },
+            // Also without a lock of its own: somebody may be waiting to hear that it will not lock on an earlier one.
+            Some(lock) if mine.lock.is_some() || self.is_held(&lock) => {
+                Move::StandAside { attempt: lock.attempt }
+            }
             Some(_) | None => Move::Stay,
         }
+    }
+
+    /// Whether somebody has locked on `lock` already, and it is later than all I have taken part in.
+    fn is_held(&self, lock: &Electorate) -> bool {
+        let mine = self.candidacies.get(&self.me).map_or(0, |mine| mine.attempt);
+        lock.attempt > mine && self.viable().as_ref() == Some(lock)
     }
 
     /// Whether leaving breaks no promise.
@@ -72,15 +81,16 @@ impl Field<'_> {
 
     /// Whether the electorate will not decide if everything stays as it is.
     fn should_leave(&self, lock: &Electorate) -> bool {
-        let gone_on = |peer: &PeerName| self.candidacies.get(peer).is_some_and(|c| c.attempt > lock.attempt);
         if missing_locks(lock, self.candidacies).is_empty() {
+            let gone_on =
+                |peer: &PeerName| self.candidacies.get(peer).is_some_and(|c| c.attempt > lock.attempt);
             let present = lock.members.intersection(self.candidates).filter(|peer| !gone_on(peer)).count();
             let hopeless = present < majority(lock.members.len());
             return is_dead(lock, self.candidacies) || (self.given_up && hopeless);
         }
-        let fits = lock.members.len() == usize::from(self.expected);
         let attracted = self.viable().is_some_and(|other| attraction(&other) > attraction(lock));
-        !fits || self.given_up || attracted || lock.members.iter().any(gone_on)
+        let hopeless = !self.could_complete(lock);
+        self.given_up || attracted || hopeless
     }
 
     /// Where to go: to the most attractive lock there is, or to a new one; nowhere while there are too few.
@@ -93,7 +103,10 @@ impl Field<'_> {
             Some(lock) => Some(Electorate { attempt: next, members: lock.members }),
             None => {
                 let wanted = usize::from(self.expected);
-                let members: BTreeSet<PeerName> = self.candidates.iter().copied().take(wanted).collect();
+                let bound =
+                    |peer: &PeerName| self.candidacies.get(peer).is_some_and(|c| c.vote.accepted.is_some());
+                let free = self.candidates.iter().copied().filter(|peer| *peer == self.me || !bound(peer));
+                let members: BTreeSet<PeerName> = free.take(wanted).collect();
                 (members.len() == wanted).then_some(Electorate { attempt: next, members })
             }
         }
@@ -105,12 +118,15 @@ impl Field<'_> {
             let lock = self.candidacies.get(peer)?.lock.as_ref()?;
             lock.members.contains(peer).then_some(lock)
         });
-        let could_complete = |lock: &&Electorate| {
-            lock.members.len() == usize::from(self.expected)
-                && lock.members.is_subset(self.candidates)
-                && lock.members.iter().all(|peer| self.could_lock(*peer, lock))
-        };
+        let could_complete =
+            |lock: &&Electorate| lock.members.is_subset(self.candidates) && self.could_complete(lock);
         locks.filter(could_complete).max_by_key(|lock| attraction(lock)).cloned()
+    }
+
+    /// Whether `lock` has the right size, and every member has locked on it or may still do so.
+    fn could_complete(&self, lock: &Electorate) -> bool {
+        let fits = lock.members.len() == usize::from(self.expected);
+        fits && lock.members.iter().all(|peer| self.could_lock(*peer, lock))
     }
 
     /// Whether `peer` has locked on `lock` or may still do so.

@@ -45,7 +45,11 @@ impl Ipam {
             IpamDirected::SpaceRequest { token, universe, want } => {
                 self.hear_request(from, token, (universe, want), now)
             }
-            IpamDirected::SpaceGranted { state, .. } => self.hear(from, *state, now),
+            IpamDirected::SpaceGranted { state, .. } => {
+                let heard = self.hear(from, *state, now);
+                self.outbox.leave_untaught(from);
+                heard
+            }
             IpamDirected::SpaceDenied { token } => {
                 self.seeker.on_denied(from, token, now);
                 Ok(())

@@ -194,15 +194,20 @@ proptest! {
 }
 
 fn arbitrary_entries() -> impl Strategy<Value = Vec<RingEntry>> {
-    let era = (0_u32..3, prop::option::of(0_u8..4).prop_map(|heir| heir.map(name)));
-    let entry = (0_u8..4, 1_u32..4, era);
-    prop::collection::btree_map(any::<u8>(), entry, 1..8).prop_map(|entries| {
-        let entry =
-            |(index, (last, (owner, version, (takeovers, heir)))): (usize, (u8, (u8, u32, (u32, _))))| {
-                let token = IpAddr::from([10, 0, 0, if index == 0 { 0 } else { last }]);
-                RingEntry { token, owner: name(owner), version, era: Era { takeovers, heir } }
-            };
-        entries.into_iter().enumerate().map(entry).collect()
+    let era = (0_u32..3, prop::option::of(0_u8..4));
+    let entry = (1_u8..=255, 0_u8..4, 1_u32..4, era).prop_map(|(last, owner, version, (takeovers, heir))| {
+        RingEntry {
+            token: IpAddr::from([10, 0, 0, last]),
+            owner: name(owner),
+            version,
+            era: Era { takeovers, heir: heir.map(name) },
+        }
+    });
+    prop::collection::vec(entry, 1..8).prop_map(|mut entries| {
+        entries[0].token = addr("10.0.0.0");
+        entries.sort_by_key(|entry| entry.token);
+        entries.dedup_by_key(|entry| entry.token);
+        entries
     })
 }
 

@@ -109,7 +109,7 @@ fn an_allocation_that_nobody_can_serve_fails_with_the_peers_to_reconnect() {
 }
 
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn whatever_happens_no_address_is_given_out_twice_and_everybody_agrees_in_the_end(

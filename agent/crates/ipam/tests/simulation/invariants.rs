@@ -53,6 +53,12 @@ pub(crate) fn nobody_reachable_shares(world: &World) {
 
 /// The weather clears, the walls fall, everybody who can starts.
 pub(crate) fn heal(world: &mut World) {
+    rest(world);
+    always(world);
+}
+
+/// As [`heal`], of a world in which living machines were removed: they may have held what others were given.
+pub(crate) fn rest(world: &mut World) {
     world.weather = Weather::CALM;
     for index in 0..world.machines.len() {
         world.machines[index].side = 0;
@@ -60,7 +66,6 @@ pub(crate) fn heal(world: &mut World) {
         world.start(index);
     }
     world.pass(Duration::from_secs(60));
-    always(world);
 }
 
 /// After healing: everybody knows the same, and has heard nothing it had to refuse.

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use weave_ipam::{Answer, Mode, Request, RequestError};
 
 use crate::invariants::{
-    agreed, always, everybody_is_served, heal, nobody_reachable_shares, nothing_is_lost,
+    agreed, always, everybody_is_served, heal, nobody_reachable_shares, nothing_is_lost, rest,
 };
-use crate::transition::{cases, with_removals};
+use crate::transition::{cases, with_rash_removals, with_removals};
 use crate::world::World;
 
 #[test]
@@ -164,7 +164,7 @@ fn an_heir_that_is_removed_passes_on_what_it_inherited() {
 }
 
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn whatever_happens_the_dead_are_inherited_from_once_and_nothing_is_lost(
@@ -188,6 +188,35 @@ proptest! {
             everybody_is_served(&mut world);
             nothing_is_lost(&mut world);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn peers_that_are_removed_alive_give_up_what_they_have_as_soon_as_they_hear_of_it(
+        seed: u64,
+        count in 3_u16..6,
+        life in prop::collection::vec(with_rash_removals(), 1..60),
+    ) {
+        let mut world = mesh(count, seed);
+        for transition in life {
+            transition.happen(&mut world, &Mode::Observer);
+        }
+        rest(&mut world);
+        agreed(&world);
+        let first = world.machines[0].ipam.as_ref().unwrap();
+        prop_assert_eq!(first.removed(), None, "nobody asked for that");
+        let removed = first.removed_peers();
+        for (machine, ipam) in world.up() {
+            prop_assert_eq!(ipam.removed().is_some(), removed.contains(&machine.name));
+            prop_assert!(ipam.removed().is_none() || machine.held().is_empty());
+        }
+        let request = world.allocate(0);
+        world.pass(Duration::from_secs(15));
+        prop_assert!(world.replies[&request].is_ok(), "{:?}", world.replies[&request]);
+        nobody_reachable_shares(&world);
     }
 }
 

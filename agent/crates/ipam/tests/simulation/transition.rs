@@ -35,6 +35,8 @@ pub(crate) enum Transition {
     Add,
     /// One machine's operator has all machines removed that are gone for good.
     RemoveGone(usize),
+    /// The first machine's operator has a machine removed that is out of its reach, be it alive.
+    RemoveUnseen(usize),
     /// The network behaves differently.
     Weather(Weather),
 }
@@ -79,6 +81,10 @@ impl Transition {
                 world.start(new);
             }
             Self::RemoveGone(index) => remove_gone(world, index % count),
+            Self::RemoveUnseen(index) => {
+                let peer = world.machines[index % count].name;
+                world.ask(0, Request::RemovePeer { peer, force: false });
+            }
             Self::Weather(weather) => world.weather = weather,
         }
     }
@@ -144,6 +150,11 @@ pub(crate) fn with_removals() -> BoxedStrategy<Transition> {
         3 => any::<usize>().prop_map(Transition::RemoveGone),
     ]
     .boxed()
+}
+
+/// An operator who takes silence for death.
+pub(crate) fn with_rash_removals() -> BoxedStrategy<Transition> {
+    prop_oneof![8 => daily_life(), 1 => any::<usize>().prop_map(Transition::RemoveUnseen)].boxed()
 }
 
 /// As many cases as fit into a developer's patience; `PROPTEST_CASES` asks for more.

@@ -20,7 +20,11 @@ fn a_candidate_joins_a_lock_that_it_is_named_in() {
     mesh.lock(4, electorate(1, [2, 3, 4]));
 
     assert_eq!(mesh.next_move(2), Move::Lock(electorate(1, [2, 3, 4])));
-    assert_eq!(mesh.next_move(1), Move::Stay, "and starts no other if it is not");
+    assert_eq!(
+        mesh.next_move(1),
+        Move::StandAside { attempt: 1 },
+        "and leaves it to the others if it is not"
+    );
 }
 
 #[test]
