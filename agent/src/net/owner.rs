@@ -369,6 +369,9 @@ impl Owner {
             // Something of it was missing. The long way finds out what is left.
             self.in_force = false;
             self.reconcile();
+        } else {
+            // A look between the end of a pod's link and this request found the port wanting; it is wanted no more.
+            self.problems.retain(|problem| !asked.iter().any(|(port, _)| problem.contains(port)));
         }
         for (port, reply) in asked {
             let problem = self.problems.iter().find(|problem| problem.contains(&port));

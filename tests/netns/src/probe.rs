@@ -1,6 +1,7 @@
 //! Who answers, and whom does it see? Servers that say their name and the client's address, questions to ask
 //! them, and paced flows that count what was lost.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub const PORT: u16 = 7000;
 /// How long a question may stay unanswered. Long against a busy machine, short against TCP's first
 /// retransmission (1 s), so that a lost packet shows.
 pub const PATIENCE: Duration = Duration::from_millis(900);
+/// How many of the unanswered questions a report names.
+const MISSING: usize = 8;
 /// How often a server looks whether it shall end.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -172,6 +175,8 @@ pub struct FlowReport {
     pub sent: u64,
     /// How many were never answered.
     pub lost: u64,
+    /// Which ones, the first few, counted from zero.
+    pub missing: Vec<u64>,
     /// The longest time without an answer.
     pub longest_silence: Duration,
 }
@@ -254,9 +259,9 @@ fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
             log.heard();
         }
     }
-    answered.sort_unstable();
-    answered.dedup();
-    Ok(FlowReport { sent, lost: sent - answered.len() as u64, longest_silence: log.longest })
+    let answered: BTreeSet<u64> = answered.into_iter().collect();
+    let missing = (0..sent).filter(|number| !answered.contains(number)).take(MISSING).collect();
+    Ok(FlowReport { sent, lost: sent - answered.len() as u64, missing, longest_silence: log.longest })
 }
 
 fn tcp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<FlowReport> {
@@ -276,7 +281,7 @@ fn tcp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
         sent += 1;
         pause(pace);
     }
-    Ok(FlowReport { sent, lost: 0, longest_silence: log.longest })
+    Ok(FlowReport { sent, lost: 0, missing: Vec::new(), longest_silence: log.longest })
 }
 
 /// Measures the longest time between two answers.
