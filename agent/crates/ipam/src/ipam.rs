@@ -54,6 +54,7 @@ pub struct Ipam {
     refusals: Refusals,
     outbox: Outbox,
     hint: Option<u64>,
+    digest: u64,
     deadline: Option<(Instant, &'static str)>,
     rng: StdRng,
 }
@@ -104,10 +105,12 @@ impl Ipam {
             refusals: Refusals::default(),
             outbox: Outbox::default(),
             hint: None,
+            digest: 0,
             deadline: None,
             rng: StdRng::seed_from_u64(seed),
             config,
         };
+        ipam.digest = hash::digest(&ipam.state());
         ipam.book.skip_generations(restored.generation);
         ipam.book.restore(ipam.own_ranges(), restored.allocations, restored.freed, now)?;
         if let (Mode::Seed(founders), Phase::Electing(_)) = (&ipam.config.mode, &ipam.phase) {
@@ -157,8 +160,8 @@ impl Ipam {
 
     /// Equal on two peers that know the same.
     #[must_use]
-    pub fn digest(&self) -> u64 {
-        hash::digest(&self.state())
+    pub const fn digest(&self) -> u64 {
+        self.digest
     }
 
     /// What each peer owns, in the fewest runs; empty before the first split.
@@ -211,6 +214,7 @@ impl Ipam {
     /// See above.
     pub fn check_invariants(&self) {
         self.book.check_invariants();
+        assert_eq!(self.digest, hash::digest(&self.state()), "whatever others should know is told");
         if let Some(realm) = self.realm() {
             realm.ring.check_invariants();
         }
@@ -224,6 +228,9 @@ impl Ipam {
         self.expire(now);
         self.tell_hint();
         self.deadline = self.next_deadline(now);
+        if self.outbox.has_new_state() {
+            self.digest = hash::digest(&self.state());
+        }
         let changes = self.book.take_changes();
         let mut outbox = std::mem::take(&mut self.outbox);
         outbox.flush(changes, || self.state());

@@ -32,6 +32,11 @@ impl Outbox {
         self.state_changed = true;
     }
 
+    /// Whether what this peer knows has changed.
+    pub(crate) const fn has_new_state(&self) -> bool {
+        self.state_changed
+    }
+
     /// Somebody's ranges have changed.
     pub(crate) const fn ranges_changed(&mut self) {
         self.ranges_changed = true;

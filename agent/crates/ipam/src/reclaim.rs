@@ -116,13 +116,15 @@ impl Reclaim {
         let mut learns = false;
         let mut teaches = self.removals.keys().any(|peer| !theirs.contains_key(peer));
         for (peer, removal) in theirs {
-            if !self.removals.contains_key(&peer) && self.removals.len() >= MAX_VOTERS {
-                continue;
+            let crowded = self.removals.len() >= MAX_VOTERS;
+            if let Some(known) = self.removals.get_mut(&peer) {
+                let (learned, taught) = merge(known, removal);
+                learns |= learned;
+                teaches |= taught;
+            } else if !crowded {
+                self.removals.insert(peer, removal);
+                learns = true;
             }
-            let known = self.removals.entry(peer).or_insert_with(|| Removal::Pending(BTreeMap::new()));
-            let (learned, taught) = merge(known, removal);
-            learns |= learned;
-            teaches |= taught;
         }
         (learns, teaches)
     }

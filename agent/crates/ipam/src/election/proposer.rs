@@ -56,7 +56,7 @@ impl Proposer {
 
 /// Promises `me`, who owns `mine`, a ballot above all it knows.
 pub fn open_ballot<V>(mine: &mut Vote<V>, me: PeerName) {
-    mine.promised = Some(ballot::above(mine.promised, me));
+    mine.promised = mine.promised.max(Some(ballot::above(mine.promised, me)));
 }
 
 /// Whether `me` has an open ballot without a proposal, and the promises of enough others to make one.

@@ -1,5 +1,7 @@
 //! The machine as its users see it: small meshes, every message delivered at once.
 
+mod hostile;
+
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
