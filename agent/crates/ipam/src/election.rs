@@ -43,7 +43,7 @@ use weave_proto::peer::ipam::{Candidacy, Electorate, Founding, MAX_VOTERS, Vote}
 use crate::waiting::WaitingFor;
 use ballot::majority;
 use electorate::{Field, Move};
-use proposer::Proposer;
+use proposer::{Proposer, TURN};
 
 /// How long a member may be out of reach before an unfinished electorate is given up for another. Longer than a
 /// restart of the agent takes, shorter than an operator's patience.
@@ -265,14 +265,15 @@ impl Election {
             .map(|(peer, candidacy)| (*peer, &candidacy.vote))
             .collect();
         let mut mine = self.candidacies.get(&self.me)?.vote.clone();
-        let rank = lock.members.iter().position(|peer| *peer == self.me).unwrap_or(0);
+        let before_me = lock.members.iter().take_while(|peer| **peer != self.me).count();
+        let wait = TURN.saturating_mul(u32::try_from(before_me).unwrap_or(u32::MAX));
         if acceptor::follow(&mut mine, others.values().copied(), |_| true) {
             self.proposer.yield_to_others(rng, now);
         }
         let quorum = majority(lock.members.len());
         let present =
             lock.members.iter().filter(|peer| **peer == self.me || reachable.contains(peer)).count();
-        if present >= quorum && self.proposer.is_due(self.me, &mine, rank, now) {
+        if present >= quorum && self.proposer.is_due(self.me, &mine, wait, now) {
             proposer::open_ballot(&mut mine, self.me);
         }
         if proposer::has_quorum(&mine, self.me, others.values().copied(), quorum - 1) {

@@ -15,11 +15,15 @@
 //!   nobody acknowledges the removal of a peer it can reach.
 //! * **A removed peer that returns** finds its tombstone in the first state it hears, gives up its ranges, and
 //!   reports the allocations it has lost. It was removed as the peer it was, for ever: it joins again under a new
-//!   name. What it gave away unseen while everybody thought it dead is overridden by the heir's era.
+//!   name.
+//! * **What it gave away unseen**, to a peer that no voter could hear either, comes to the heir all the same: the
+//!   heir's era overrides it. When the two sides meet, the peer that was given it gives it up and reports what it
+//!   has lost. This is what is left of the risk of declaring a peer dead in a mesh that is cut in two; a gift that
+//!   any voter knows of is respected.
 //! * **An heir that is removed** in turn passes on what it inherited: [`Reclaim::heir_of`] follows the line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use weave_proto::PeerName;
@@ -29,6 +33,10 @@ use crate::election::acceptor;
 use crate::election::ballot::majority;
 use crate::election::proposer::{self, Proposer};
 use crate::waiting::WaitingFor;
+
+/// How long a peer that was asked to remove another listens before it proposes itself as heir. It may have
+/// started a moment ago: who is there now tells it by then to whom the removed peer has given space.
+pub const HEARING: Duration = Duration::from_secs(2);
 
 /// All removals of a universe, and this peer's part in them.
 #[derive(Debug, Clone)]
@@ -255,8 +263,8 @@ impl Ballot<'_> {
         }
         let quorum = majority(self.voters.len());
         let present = self.voters.iter().filter(|v| **v == self.me || self.reachable.contains(v)).count();
-        // Whoever was asked to remove a peer proposes at once: two operators at a time are rare.
-        if present >= quorum && (proposer.is_due(self.me, &mine.vote, 0, now) || self.is_outdated(&mine.vote))
+        if present >= quorum
+            && (proposer.is_due(self.me, &mine.vote, HEARING, now) || self.is_outdated(&mine.vote))
         {
             proposer::open_ballot(&mut mine.vote, self.me);
         }

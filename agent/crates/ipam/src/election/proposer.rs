@@ -38,13 +38,12 @@ impl Proposer {
         self.turn = Some(now + YIELD.mul_f64(1.0 + rng.random::<f64>()));
     }
 
-    /// Whether it is time that `me`, the voter number `rank`, opens a ballot.
-    pub fn is_due<V>(&mut self, me: PeerName, mine: &Vote<V>, rank: usize, now: Instant) -> bool {
+    /// Whether it is time that `me` opens a ballot, who waits that long for its first turn.
+    pub fn is_due<V>(&mut self, me: PeerName, mine: &Vote<V>, wait: Duration, now: Instant) -> bool {
         if mine.promised.is_some_and(|promised| promised.proposer == me) {
             return false;
         }
-        let later = TURN.saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX));
-        *self.turn.get_or_insert(now + later) <= now
+        *self.turn.get_or_insert(now + wait) <= now
     }
 
     /// When that may be.

@@ -15,6 +15,19 @@ fn the_last_owner_inherits_at_once() {
 }
 
 #[test]
+fn an_heir_listens_for_a_while_before_it_proposes_itself() {
+    let mut reclaim = Reclaim::new(name(1), BTreeMap::new());
+    reclaim.ask(name(2), Stance::Asks);
+    let (owners, reachable) = (names(&[1, 2]), names(&[]));
+    let electors = Electors { owners: &owners, reachable: &reachable };
+    let mut rng = StdRng::seed_from_u64(1);
+
+    assert_eq!(reclaim.step(electors, &mut rng, start()), Step::default());
+    assert_eq!(reclaim.deadline(start()), Some(start() + HEARING));
+    assert_eq!(reclaim.step(electors, &mut rng, start() + HEARING).decided, [(name(2), name(1))]);
+}
+
+#[test]
 fn a_majority_of_the_other_owners_must_acknowledge() {
     let mut heir = Reclaim::new(name(1), BTreeMap::new());
     heir.ask(name(4), Stance::Asks);
@@ -139,7 +152,14 @@ fn exchange(one: &mut Reclaim, other: &mut Reclaim, owners: &[u8]) {
 fn step(reclaim: &mut Reclaim, owners: &[u8], reachable: &[u8]) -> Step {
     let (owners, reachable) = (names(owners), names(reachable));
     let electors = Electors { owners: &owners, reachable: &reachable };
-    reclaim.step(electors, &mut StdRng::seed_from_u64(1), start())
+    // Listens first, acts then.
+    let listening = reclaim.step(electors, &mut StdRng::seed_from_u64(1), start());
+    let acting = reclaim.step(electors, &mut StdRng::seed_from_u64(1), start() + HEARING);
+    Step {
+        changed: listening.changed || acting.changed,
+        decided: [listening.decided, acting.decided].concat(),
+        withdrawn: [listening.withdrawn, acting.withdrawn].concat(),
+    }
 }
 
 fn names(list: &[u8]) -> BTreeSet<PeerName> {

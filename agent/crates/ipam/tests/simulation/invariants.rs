@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use weave_ipam::ring::Ring;
 use weave_ipam::{Answer, Ipam, Request, universe_id};
 use weave_proto::PeerName;
 use weave_proto::peer::UniverseId;
@@ -13,23 +14,26 @@ use crate::world::{Machine, Weather, World};
 
 /// At every moment: no address has two holders or two owners, and there is one universe.
 ///
-/// A removed machine does not count from the moment that a majority has said so. It may still be holding
-/// addresses behind some wall, where nobody can reach it; see [`nobody_reachable_shares`].
+/// What a majority has decided counts from that moment, even if those concerned cannot hear it yet: a removed
+/// machine does not count, nor does what it gave away unseen. See [`nobody_reachable_shares`] for the time after.
 pub(crate) fn always(world: &World) {
     let removed = removed(world);
     let present =
         || world.machines.iter().filter(|machine| !machine.gone && !removed.contains(&machine.name));
+    let rings: Vec<Ring> =
+        world.machines.iter().filter_map(Machine::knows).filter_map(|s| ring_of(&s)).collect();
     let mut holders = BTreeMap::<IpAddr, PeerName>::new();
+    let mut owned = Vec::new();
     for machine in present() {
-        for address in machine.held() {
+        let Some(ring) = machine.knows().and_then(|state| ring_of(&state)) else { continue };
+        for address in machine.held().into_iter().filter(|address| is_latest(&ring, *address, &rings)) {
             let other = holders.insert(address, machine.name);
             assert_eq!(other, None, "{address} has two holders, {} is one", machine.name);
         }
-    }
-    let mut owned = Vec::new();
-    for machine in present() {
-        let Some(ring) = machine.knows().as_ref().and_then(ring_of) else { continue };
-        owned.extend(ring.ranges_of(machine.name).into_iter().map(|span| (span, machine.name)));
+        let mine = ring.spans().filter(|(_, entry)| entry.owner == machine.name).map(|(span, _)| span);
+        owned.extend(
+            mine.filter(|span| is_latest(&ring, span.first(), &rings)).map(|span| (span, machine.name)),
+        );
     }
     owned.sort();
     for pair in owned.windows(2) {
@@ -114,6 +118,12 @@ pub(crate) fn states(world: &World) -> String {
     world.up().map(line).collect()
 }
 
+/// Whether no ring anywhere knows a later era for the address.
+fn is_latest(ring: &Ring, address: IpAddr, rings: &[Ring]) -> bool {
+    let era = ring.entry_of(address).map(|entry| entry.era);
+    rings.iter().all(|other| other.entry_of(address).map(|entry| entry.era) <= era)
+}
+
 fn removed(world: &World) -> BTreeSet<PeerName> {
     let mut removed = BTreeSet::new();
     for state in world.machines.iter().filter_map(Machine::knows) {
@@ -125,13 +135,12 @@ fn removed(world: &World) -> BTreeSet<PeerName> {
     removed
 }
 
-fn ring_of(state: &IpamState) -> Option<weave_ipam::ring::Ring> {
+fn ring_of(state: &IpamState) -> Option<Ring> {
     match &state.phase {
         IpamPhase::Electing(_) => None,
-        IpamPhase::Founded(founded) => Some(
-            weave_ipam::ring::Ring::from_entries(state.universe, &founded.ring)
-                .expect("what is known is a ring"),
-        ),
+        IpamPhase::Founded(founded) => {
+            Some(Ring::from_entries(state.universe, &founded.ring).expect("what is known is a ring"))
+        }
     }
 }
 

@@ -20,7 +20,7 @@ fn a_peer_that_is_gone_is_inherited_from() {
     let gone = world.machines[2].name;
 
     let request = world.ask(0, Request::RemovePeer { peer: gone, force: false });
-    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_secs(4));
 
     let Ok(Answer::Removed { heir, addresses }) = &world.replies[&request] else {
         panic!("{:?}", world.replies[&request]);
@@ -102,10 +102,10 @@ fn a_removed_peer_that_returns_gives_up_its_addresses_and_reports_them() {
     world.pass(Duration::from_secs(1));
     let peer = world.machines[2].name;
     world.ask(0, Request::RemovePeer { peer, force: false });
-    world.pass(Duration::from_secs(3));
+    world.pass(Duration::from_secs(5));
 
     world.start(2);
-    world.pass(Duration::from_secs(3));
+    world.pass(Duration::from_secs(5));
 
     assert_eq!(world.machines[2].lost, [allocation]);
     let request = world.allocate(2);
@@ -155,7 +155,7 @@ fn an_heir_that_is_removed_passes_on_what_it_inherited() {
     world.pass(Duration::from_secs(1));
     let first = world.machines[3].name;
     world.ask(2, Request::RemovePeer { peer: first, force: false });
-    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_secs(4));
     world.wipe(2);
     world.pass(Duration::from_secs(1));
 

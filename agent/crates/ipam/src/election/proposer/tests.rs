@@ -9,11 +9,11 @@ fn the_first_by_name_has_its_turn_at_once_and_the_others_later() {
     let now = start();
     let mine = Vote::<u8>::default();
 
-    assert!(Proposer::new().is_due(name(1), &mine, 0, now));
+    assert!(Proposer::new().is_due(name(1), &mine, Duration::ZERO, now));
     let mut second = Proposer::new();
-    assert!(!second.is_due(name(2), &mine, 1, now));
+    assert!(!second.is_due(name(2), &mine, TURN, now));
     assert_eq!(second.deadline(), Some(now + TURN));
-    assert!(second.is_due(name(2), &mine, 1, now + TURN));
+    assert!(second.is_due(name(2), &mine, TURN, now + TURN));
 }
 
 #[test]
@@ -21,7 +21,7 @@ fn whoever_has_the_highest_ballot_opens_no_other() {
     let mut mine = Vote::<u8>::default();
     open_ballot(&mut mine, name(1));
 
-    assert!(!Proposer::new().is_due(name(1), &mine, 0, start()));
+    assert!(!Proposer::new().is_due(name(1), &mine, Duration::ZERO, start()));
 }
 
 #[test]
@@ -31,8 +31,8 @@ fn somebody_elses_ballot_is_given_time() {
     let mine =
         Vote { promised: Some(Ballot { round: 1, proposer: name(2) }), accepted: None::<Accepted<u8>> };
 
-    assert!(!proposer.is_due(name(1), &mine, 0, start() + YIELD - Duration::from_millis(1)));
-    assert!(proposer.is_due(name(1), &mine, 0, start() + 2 * YIELD));
+    assert!(!proposer.is_due(name(1), &mine, Duration::ZERO, start() + YIELD - Duration::from_millis(1)));
+    assert!(proposer.is_due(name(1), &mine, Duration::ZERO, start() + 2 * YIELD));
 }
 
 #[test]
