@@ -218,7 +218,7 @@ impl PeerNet {
     pub async fn shutdown(self) {
         let goodbye = Refusal {
             code: RefusalCode::Goodbye,
-            text: "the agent at the other side is stopping".to_owned(),
+            text: reason::STOPPING.to_owned(),
         };
         let Hands { shared, endpoint, .. } = &self.hands;
         endpoint.set_server_config(None);
