@@ -131,11 +131,7 @@ fn summary(status: &Status) -> String {
 const LABEL: usize = 15;
 
 fn readiness(status: &Status) -> String {
-    if status.is_ready() {
-        "yes".to_owned()
-    } else {
-        format!("no, {}", status.waiting_for.join("; "))
-    }
+    if status.is_ready() { "yes".to_owned() } else { format!("no, {}", status.waiting_for.join("; ")) }
 }
 
 fn router_summary(status: &Status, out: &mut String) {

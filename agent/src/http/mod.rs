@@ -87,12 +87,8 @@ impl MetricsServer {
     /// # Errors
     /// The address is taken, not of this machine, or not allowed.
     pub fn bind(address: &ListenAddress) -> Result<Option<Self>, BindError> {
-        let failed = |error| BindError {
-            address: address.clone(),
-            purpose: "metrics",
-            flag: "--metrics-addr",
-            error,
-        };
+        let failed =
+            |error| BindError { address: address.clone(), purpose: "metrics", flag: "--metrics-addr", error };
         Ok(Bounded::bind(address).map_err(failed)?.map(Self))
     }
 

@@ -86,7 +86,10 @@ impl Router {
             .iter()
             .map(|target| TargetStatus {
                 target: target.to_string(),
-                problem: self.topology.lookup_trouble(target).map(|why| format!("cannot be looked up: {why}")),
+                problem: self
+                    .topology
+                    .lookup_trouble(target)
+                    .map(|why| format!("cannot be looked up: {why}")),
             })
             .collect()
     }
