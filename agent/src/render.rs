@@ -131,11 +131,7 @@ fn summary(status: &Status) -> String {
 const LABEL: usize = 15;
 
 fn readiness(status: &Status) -> String {
-    if status.is_ready() {
-        "yes".to_owned()
-    } else {
-        format!("no, waiting for {}", status.waiting_for.join("; "))
-    }
+    if status.is_ready() { "yes".to_owned() } else { format!("no, {}", status.waiting_for.join("; ")) }
 }
 
 fn router_summary(status: &Status, out: &mut String) {
@@ -182,7 +178,8 @@ fn connection_counts(connections: &[ConnectionStatus]) -> String {
 }
 
 fn peer_counts(peers: &[PeerStatus]) -> String {
-    let links = || peers.iter().flat_map(|peer| &peer.links);
+    // The last words of a peer that is gone say nothing about its links.
+    let links = || peers.iter().filter(|peer| peer.reachable).flat_map(|peer| &peer.links);
     let established = links().filter(|link| link.established).count();
     let pending = links().count() - established;
     let mut details = Vec::new();
@@ -256,12 +253,18 @@ fn connections(status: &Status) -> String {
     for connection in &status.router.connections {
         let arrow = direction(connection.outbound);
         table.row([
-            format!("{arrow} {}", connection.address),
+            format!("{arrow} {}", place(connection)),
             connection.state.word().to_owned(),
             connection_info(connection),
         ]);
     }
     table.to_string()
+}
+
+/// Where the other end is; a name that cannot be looked up leads nowhere.
+fn place(connection: &ConnectionStatus) -> String {
+    let address = connection.address;
+    if address.ip().is_unspecified() { "no address".to_owned() } else { address.to_string() }
 }
 
 const fn direction(outbound: bool) -> &'static str {
@@ -289,7 +292,9 @@ fn connection_info(connection: &ConnectionStatus) -> String {
         ConnectionState::Retrying | ConnectionState::Failed => {
             let retry = match connection.retry_in_seconds {
                 Some(seconds) => format!("retry: in {seconds} s"),
-                None => "retry: never".to_owned(),
+                None if connection.outbound => "retry: never".to_owned(),
+                // Whether a caller calls again is its own affair.
+                None => String::new(),
             };
             joined([joined([peer, connection.info.clone()], ": "), retry], ", ")
         }

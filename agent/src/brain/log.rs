@@ -23,7 +23,8 @@ pub(super) fn notice(notice: &Notice) {
 
 /// Names the pods whose addresses now belong to another node.
 pub(super) fn lost(allocations: &[weave_ipam::Allocation]) {
-    for allocation in allocations {
+    // What the node's own address comes to, `weave status` says.
+    for allocation in allocations.iter().filter(|allocation| !allocation.key.is_reserved()) {
         let pod = allocation.port.as_ref().and_then(|port| port.pod.as_deref()).unwrap_or("no pod known");
         tracing::error!(
             target: "weave_ipam",

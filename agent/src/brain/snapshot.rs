@@ -74,7 +74,7 @@ impl Publisher {
         if !ipam.ready {
             waiting_for.push(ipam.state.clone());
         } else if node.address.is_none() {
-            waiting_for.push("the bridge to come up with the node's own address".to_owned());
+            waiting_for.push("waiting for the bridge to come up with the node's own address".to_owned());
         }
         waiting_for.extend(node.problems.iter().cloned());
         Status {

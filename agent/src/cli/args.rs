@@ -313,7 +313,7 @@ pub(crate) fn weave_net_note(error: &clap::Error) -> Option<&'static str> {
 }
 
 /// Weave Net's flags and commands without a successor by the same name.
-const FORMER: [(&[&str], &str); 9] = [
+const FORMER: [(&[&str], &str); 12] = [
     (
         &["name"],
         "a peer's name is made from its key and kept in the data directory; --nickname sets what people read",
@@ -340,6 +340,15 @@ const FORMER: [(&[&str], &str); 9] = [
     (&["awsvpc"], "there is no AWS VPC mode in this version"),
     (&["status-addr"], "status is served on --http-addr, metrics on --metrics-addr"),
     (&["db-prefix"], "the state is kept in --data-dir"),
+    (
+        &["expose", "hide"],
+        "every node has an address on the bridge and reaches all pods, always: there is nothing to expose or hide",
+    ),
+    (
+        &["attach", "detach", "run", "start", "restart"],
+        "containers are attached by their runtime through the CNI plugin, see `weave setup-cni`",
+    ),
+    (&["launch-router", "launch-proxy", "launch-plugin", "setup"], "the agent is `weave launch`, all in one"),
     (&["stop"], "send the agent SIGTERM, for example with `systemctl stop`; the data path stays"),
 ];
 

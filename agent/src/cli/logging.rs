@@ -49,6 +49,8 @@ fn filter(level: LogLevel) -> Targets {
     };
     Targets::new()
         .with_default(own.min(LevelFilter::WARN))
+        // A packet that cannot be sent is a matter of the link that it was for, which says so in words.
+        .with_target("quinn_udp", own.min(LevelFilter::ERROR))
         .with_target("weave", own)
         .with_target("ipalloc", own)
 }

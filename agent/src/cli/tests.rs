@@ -115,7 +115,7 @@ fn the_run_directory_may_stand_before_or_behind_the_command() {
 #[test]
 fn an_agent_that_is_not_ready_is_told_by_the_exit_status() {
     let node = node();
-    node.agent.change(|status| status.waiting_for = vec!["an address".to_owned()]);
+    node.agent.change(|status| status.waiting_for = vec!["waiting for an address".to_owned()]);
     let said = node.say(&["status"]);
     assert_eq!((said.exit, said.err.as_str()), (Exit::NotReady, ""));
     assert!(said.out.contains("Ready: no, waiting for an address"), "{}", said.out);

@@ -75,7 +75,7 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         // The agent's own addresses are no container's to free.
         if let Some(allocation) = allocation.filter(|_| !key.is_reserved()) {
             self.addresses.free(key.clone(), Some(allocation.generation)).await?;
-            tracing::info!(container = %key, address = %allocation.address, "ipalloc: address freed by DEL");
+            tracing::info!(container = %key, address = %allocation.address, "ipalloc: address freed");
         }
         Ok(())
     }

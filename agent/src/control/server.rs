@@ -280,13 +280,15 @@ async fn forget<C: Control>(control: &C, peers: &[String], seen: &Status) -> Res
     }
     let known: Vec<Target> = seen.router.targets.iter().filter_map(|it| it.target.parse().ok()).collect();
     let unknown: Vec<_> = targets.iter().filter(|target| !known.contains(target)).cloned().collect();
-    let named = listed(&targets);
+    let known: Vec<_> = targets.iter().filter(|target| known.contains(target)).cloned().collect();
     control.forget(targets).await?;
-    if unknown.is_empty() {
-        Ok(format!("looking for {named} no longer"))
-    } else {
-        Ok(format!("looking for {named} no longer ({} was no target)", listed(&unknown)))
-    }
+    Ok(match (known.as_slice(), unknown.as_slice()) {
+        (known, []) => format!("looking for {} no longer", listed(known)),
+        ([], unknown) => format!("{}: no such target; `weave status targets` lists them", listed(unknown)),
+        (known, unknown) => {
+            format!("looking for {} no longer ({}: no such target)", listed(known), listed(unknown))
+        }
+    })
 }
 
 async fn remove<C: Control>(control: &C, peer: &str, force: bool, seen: &Status) -> Result<String, Failure> {

@@ -78,7 +78,7 @@ fn connect_and_forget_reach_the_brain_and_say_what_they_did() {
     let message = done(ask(&served, "{\"command\":\"connect\",\"peers\":[\"10.0.0.7\",\"[fd00::7]:1\"]}\n"));
     assert_eq!(message, "looking for 10.0.0.7, [fd00::7]:1");
     let message = done(ask(&served, "{\"command\":\"forget\",\"peers\":[\"10.0.0.7\",\"node5\"]}\n"));
-    assert_eq!(message, "looking for 10.0.0.7, node5 no longer (node5 was no target)");
+    assert_eq!(message, "looking for 10.0.0.7 no longer (node5: no such target)");
     let message = done(ask(&served, "{\"command\":\"connect\",\"peers\":[],\"replace\":true}\n"));
     assert!(message.starts_with("looking for no peer any more"), "{message}");
     assert_eq!(served.agent.feed().borrow().router.targets, []);

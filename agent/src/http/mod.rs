@@ -31,12 +31,12 @@ pub type StatusFeed = watch::Receiver<Arc<Status>>;
 
 /// Why a server cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for {purpose}: {source}; choose another with {flag}, or `off`")]
+#[error("cannot listen on {address} for {purpose}: {error}; choose another with {flag}, or `off`")]
 pub struct BindError {
     address: ListenAddress,
     purpose: &'static str,
     flag: &'static str,
-    source: io::Error,
+    error: io::Error,
 }
 
 /// The server of status and report, listening.
@@ -53,11 +53,11 @@ impl StatusServer {
     /// # Errors
     /// The address is taken, not of this machine, or not allowed.
     pub fn bind(address: &ListenAddress) -> Result<Option<Self>, BindError> {
-        let failed = |source| BindError {
+        let failed = |error| BindError {
             address: address.clone(),
             purpose: "status and report",
             flag: "--http-addr",
-            source,
+            error,
         };
         Ok(Bounded::bind(address).map_err(failed)?.map(Self))
     }
@@ -87,12 +87,8 @@ impl MetricsServer {
     /// # Errors
     /// The address is taken, not of this machine, or not allowed.
     pub fn bind(address: &ListenAddress) -> Result<Option<Self>, BindError> {
-        let failed = |source| BindError {
-            address: address.clone(),
-            purpose: "metrics",
-            flag: "--metrics-addr",
-            source,
-        };
+        let failed =
+            |error| BindError { address: address.clone(), purpose: "metrics", flag: "--metrics-addr", error };
         Ok(Bounded::bind(address).map_err(failed)?.map(Self))
     }
 

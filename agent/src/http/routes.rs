@@ -210,7 +210,7 @@ async fn readiness(State(feed): State<StatusFeed>) -> Response {
         return plain(StatusCode::OK, "ready\n".to_owned());
     }
     let awaited = render::clean_lines(&status.waiting_for.join("; "));
-    plain(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {awaited}\n"))
+    plain(StatusCode::SERVICE_UNAVAILABLE, format!("{awaited}\n"))
 }
 
 async fn metrics(State(feed): State<StatusFeed>, headers: HeaderMap) -> Response {

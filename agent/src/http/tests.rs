@@ -92,7 +92,7 @@ fn status_is_what_the_command_line_prints() {
 #[test]
 fn an_agent_that_is_not_ready_says_so_in_the_code_and_shows_its_status_all_the_same() {
     let served = served(FakeAgent::new(sample()));
-    served.agent.change(|status| status.waiting_for = vec!["an address".to_owned()]);
+    served.agent.change(|status| status.waiting_for = vec!["waiting for an address".to_owned()]);
     let answer = get(&served, "/status");
     assert_eq!(answer.code, 503);
     assert!(answer.body.contains("Ready: no, waiting for an address"), "{}", answer.body);

@@ -282,9 +282,6 @@ fn router_config(settings: &Settings, loaded: Loaded) -> Result<weave_router::Co
 
 fn fixed(settings: &Settings, secrets: &Secrets) -> snapshot::Fixed {
     let mut warnings = secrets.warnings();
-    for warning in &warnings {
-        tracing::warn!("{warning}");
-    }
     if settings.node.mtu.0.is_some_and(|mtu| u32::from(mtu.get()) > 8950) {
         warnings.push("--mtu is larger than a jumbo frame leaves room for".to_owned());
     }

@@ -59,9 +59,18 @@ pub fn reset() -> Result<Report, NetError> {
 fn remove(route: &mut Netlink, steps: &[Step], indices: &Indices, report: &mut Report) {
     for step in steps {
         match super::netlink::send_alone(route, step, indices) {
-            Ok(()) => report.removed.push(step.to_string()),
+            Ok(()) => report.removed.push(what(step)),
             Err(error) => report.errors.push(error),
         }
+    }
+}
+
+/// What a step takes away, as people call it.
+fn what(step: &Step) -> String {
+    match step {
+        Step::DeleteLink { name, .. } if name == BRIDGE => format!("bridge {name}"),
+        Step::DeleteLink { name, .. } => format!("device {name}"),
+        other => other.to_string().trim_start_matches("remove ").to_owned(),
     }
 }
 
@@ -88,7 +97,7 @@ fn our_routes(route: &mut Netlink, report: &mut Report) -> (Vec<Step>, Vec<Step>
 fn remove_tables(netfilter: &mut Netlink, report: &mut Report) {
     for family in firewall::Family::ALL {
         match netfilter.transaction(&firewall::elements::delete_table(family)) {
-            Ok(()) => report.removed.push(format!("remove the nftables table {} weave", family.name())),
+            Ok(()) => report.removed.push(format!("nftables table {} weave", family.name())),
             Err(error) if super::errno(&error) == Some(rustix::io::Errno::NOENT) => {}
             Err(error) => {
                 let step = format!("remove the nftables table {} weave", family.name());

@@ -216,10 +216,7 @@ impl PeerNet {
     /// Says goodbye on all links and closes the socket. No more events come after it. Takes a moment, at most
     /// two seconds.
     pub async fn shutdown(self) {
-        let goodbye = Refusal {
-            code: RefusalCode::Goodbye,
-            text: "the agent at the other side is stopping".to_owned(),
-        };
+        let goodbye = Refusal { code: RefusalCode::Goodbye, text: reason::STOPPING.to_owned() };
         let Hands { shared, endpoint, .. } = &self.hands;
         endpoint.set_server_config(None);
         for mailbox in lock(&shared.links).values() {

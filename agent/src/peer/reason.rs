@@ -18,6 +18,9 @@ const CERTIFICATE_REQUIRED: u8 = 116;
 /// The other side speaks another protocol on that port.
 const NO_APPLICATION_PROTOCOL: u8 = 120;
 
+/// What an agent that ends says to those it leaves.
+pub(super) const STOPPING: &str = "the agent at the other side is stopping";
+
 /// The other side's agent refused, with a text of its own.
 pub(super) fn refused(refusal: &Refusal) -> Reason {
     let text = if refusal.text.is_empty() {
@@ -30,7 +33,12 @@ pub(super) fn refused(refusal: &Refusal) -> Reason {
 
 /// This side refused.
 pub(super) fn closed_here(refusal: &Refusal) -> Reason {
-    let text = if refusal.text.is_empty() { title(refusal.code) } else { &refusal.text };
+    let text = match refusal.code {
+        // The text is written for the other side.
+        RefusalCode::Goodbye if refusal.text == STOPPING => "this agent is stopping",
+        _ if refusal.text.is_empty() => title(refusal.code),
+        _ => &refusal.text,
+    };
     Reason::from(format!("closed here: {text}"))
 }
 

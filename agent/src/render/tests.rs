@@ -269,6 +269,21 @@ fn connections_in_every_state() {
 }
 
 #[test]
+fn a_caller_that_was_refused_is_not_ours_to_try_again_and_a_lost_name_has_no_address() {
+    let mut status = sample();
+    let refused = connection(2, ConnectionState::Failed, "another range");
+    let mut lost = connection(3, ConnectionState::Retrying, "cannot look up node9.example");
+    lost.address = "0.0.0.0:0".parse().unwrap();
+    lost.retry_in_seconds = Some(4);
+    status.router.connections = vec![refused, lost];
+    assert_eq!(
+        text(&status, View::Connections),
+        "<- 10.0.0.2:6783 failed   another range\n\
+         -> no address    retrying cannot look up node9.example, retry: in 4 s\n"
+    );
+}
+
+#[test]
 fn a_connection_without_a_data_path_says_why() {
     let mut status = sample();
     let mut connection = connection(2, ConnectionState::Established, "");

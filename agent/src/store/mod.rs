@@ -92,7 +92,10 @@ struct Change {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory or file cannot be used.
-    #[error("cannot use the store {path}: {error}")]
+    #[error(
+        "cannot use the store {path}: {error}; the data directory must be one that this user may write to (the agent \
+         runs as root), or choose another one with --data-dir"
+    )]
     Unusable {
         /// The file or directory.
         path: PathBuf,

@@ -27,7 +27,7 @@ pub struct Status {
     pub nickname: Nickname,
     /// The incarnation: how often the agent has started.
     pub uid: PeerUid,
-    /// What must still happen before a pod can be attached; empty when the agent is ready.
+    /// Why no pod can be attached yet, a sentence each; empty when the agent is ready.
     pub waiting_for: Vec<String>,
     /// What an operator should know and change, a sentence each with its remedy.
     pub warnings: Vec<String>,
@@ -50,7 +50,7 @@ impl Status {
             name,
             nickname,
             uid,
-            waiting_for: vec!["the agent to finish starting".to_owned()],
+            waiting_for: vec!["waiting for the agent to finish starting".to_owned()],
             warnings: Vec::new(),
             router: RouterStatus::default(),
             ipam: None,

@@ -212,12 +212,10 @@ pub enum RequestError {
         reason: ClaimConflict,
     },
     /// A living peer is not removed by accident.
-    #[error(
-        "{0} is alive and connected: stop it first (`weave reset` there gives its addresses back), or use --force"
-    )]
+    #[error("{0} is alive and connected: stop it first, or use --force")]
     StillAlive(PeerName),
     /// A peer does not remove itself.
-    #[error("{0} is this peer: `weave reset` removes it from the mesh")]
+    #[error("{0} is this peer itself: run `weave reset` here, then `weave rmpeer` on another node")]
     RemovesItself(PeerName),
     /// The ring does not know the peer.
     #[error("{0} owns no addresses, so there is nothing to take over: see `weave status ipam` for who does")]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use weave_ipam::Ipam;
+use weave_ipam::{Ipam, RequestError};
 use weave_overlay::{Choice, ForwardingTable, PeerFacts, choose};
 use weave_proto::local::status::{
     ConnectionState, ConnectionStatus, IpamStatus, MethodStatus, PeerStatus, TargetStatus,
@@ -84,7 +84,13 @@ impl Router {
         self.topology
             .targets()
             .iter()
-            .map(|target| TargetStatus { target: target.to_string(), problem: None })
+            .map(|target| TargetStatus {
+                target: target.to_string(),
+                problem: self
+                    .topology
+                    .lookup_trouble(target)
+                    .map(|why| format!("cannot be looked up: {why}")),
+            })
             .collect()
     }
 
@@ -126,6 +132,10 @@ impl Router {
         let mut status = self.ipam.status(now);
         for share in &mut status.shares {
             share.nickname = self.nickname(share.peer);
+        }
+        if self.topology.is_identity_held_twice(now) {
+            status.ready = false;
+            status.state = RequestError::IdentityHeldTwice(self.me).to_string();
         }
         status
     }

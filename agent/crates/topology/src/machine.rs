@@ -157,6 +157,7 @@ impl Topology {
     /// A link is gone.
     pub fn handle_link_down(&mut self, link: LinkId, reason: Reason, now: Instant) {
         self.gossip.drop_link(link);
+        self.heed(&reason, now);
         if let Some(link) = self.links.remove(link, now) {
             self.on_link_gone(&link, &reason, now);
         }
@@ -165,6 +166,7 @@ impl Topology {
 
     /// An attempt failed before there was a link.
     pub fn handle_dial_failed(&mut self, dial: DialId, reason: Reason, now: Instant) {
+        self.heed(&reason, now);
         let notice = self.connector.on_dial_failed(dial, reason, &mut self.rng, now);
         self.outputs.extend(notice);
         self.settle(now);
@@ -306,6 +308,13 @@ impl Topology {
 
 /// What follows from the news.
 impl Topology {
+    /// Remembers that the other end talks to somebody else of our name.
+    fn heed(&mut self, reason: &Reason, now: Instant) {
+        if reason.refused == Some(RefusalCode::NameCollision) {
+            self.own.turned_away(now);
+        }
+    }
+
     fn settle(&mut self, now: Instant) {
         let own_due = self.own.due().is_some_and(|at| at <= now);
         if std::mem::take(&mut self.pace.own_changed) || own_due {

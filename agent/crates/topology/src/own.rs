@@ -50,6 +50,7 @@ pub(crate) struct Own {
     published: Option<Instant>,
     due: Option<Instant>,
     contests: VecDeque<Instant>,
+    turned_away: Option<Instant>,
 }
 
 impl Own {
@@ -65,7 +66,7 @@ impl Own {
             features: config.features,
             links: Vec::new(),
         };
-        Self { record, published: None, due: None, contests: VecDeque::new() }
+        Self { record, published: None, due: None, contests: VecDeque::new(), turned_away: None }
     }
 
     pub(crate) const fn record(&self) -> &PeerRecord {
@@ -130,10 +131,17 @@ impl Own {
         Contest::Answered
     }
 
+    /// A peer has turned us away because it talks to somebody else of our name. Refused attempts are repeated within
+    /// [`CONTEST_WINDOW`], so that this is renewed for as long as it is true.
+    pub(crate) const fn turned_away(&mut self, now: Instant) {
+        self.turned_away = Some(now);
+    }
+
     /// Whether somebody else goes on speaking as us.
     pub(crate) fn is_contested(&self, now: Instant) -> bool {
-        self.contests.len() > CONTESTS_TOLERATED
-            && self.contests.back().is_some_and(|&last| now < last + CONTEST_WINDOW)
+        let is_recent = |last: &Instant| now < *last + CONTEST_WINDOW;
+        self.contests.len() > CONTESTS_TOLERATED && self.contests.back().is_some_and(is_recent)
+            || self.turned_away.as_ref().is_some_and(is_recent)
     }
 }
 

@@ -108,13 +108,20 @@ impl Topology {
         connections.extend(self.connector.lookups().troubles().map(|(target, text, again)| {
             let unknown = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), target.port().unwrap_or(0));
             let info = format!("cannot look up {target}: {text}");
+            let state = if again.is_some() { ConnectionState::Retrying } else { ConnectionState::Connecting };
             ConnectionStatus {
                 retry_in_seconds: again.map(|again| seconds(again, now)),
-                ..connection(unknown, ConnectionState::Retrying, info)
+                ..connection(unknown, state, info)
             }
         }));
         connections.extend(self.rejections.iter().map(turned_down));
         connections
+    }
+
+    /// Why a target's name could not be looked up the last time, if it could not.
+    #[must_use]
+    pub fn lookup_trouble(&self, target: &Target) -> Option<&str> {
+        self.connector.lookups().troubles().find(|(other, ..)| *other == target).map(|(_, text, _)| text)
     }
 
     /// All peers of the mesh and their links, this one first, then by name.

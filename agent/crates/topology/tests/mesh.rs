@@ -289,6 +289,7 @@ fn a_clone_is_refused_and_both_are_told_apart() {
         connections.iter().any(|connection| connection.info.contains("two running agents hold one identity")),
         "{connections:?}"
     );
+    assert!(world.topology(clone).is_identity_held_twice(world.now), "who is turned away gives out nothing");
     let sent: usize = world.nodes.iter().map(|node| node.sent).sum();
     world.run_for(600 * SECOND);
     let sent = world.nodes.iter().map(|node| node.sent).sum::<usize>() - sent;
@@ -296,6 +297,10 @@ fn a_clone_is_refused_and_both_are_told_apart() {
         sent < 4 * 600,
         "two holders of one identity do not flood the mesh: {sent} messages in ten minutes"
     );
+    assert!(world.topology(clone).is_identity_held_twice(world.now), "and goes on to while that is so");
+    world.kill(2);
+    world.run_for(180 * SECOND);
+    assert!(!world.topology(clone).is_identity_held_twice(world.now), "it recovers once it is alone");
 }
 
 #[test]
