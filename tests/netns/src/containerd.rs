@@ -200,7 +200,7 @@ impl Containerd {
     /// # Errors
     /// It is gone already.
     pub fn lose_namespace(&self, sandbox: &Sandbox) -> Result<()> {
-        self.userland.run("umount", &[&sandbox.netns])?;
+        self.userland.run("umount", &["--lazy", &sandbox.netns])?;
         self.userland.run("rm", &[&sandbox.netns]).map(drop)
     }
 }
