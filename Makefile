@@ -19,7 +19,8 @@ HAVE_NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
 # binary:Debian package. Only what is missing is installed.
 TOOLS := cc:gcc make:make ip:iproute2 nft:nftables iptables-restore:iptables tcpdump:tcpdump ping:iputils-ping \
-         conntrack:conntrack ethtool:ethtool strace:strace /usr/lib/cni/bridge:containernetworking-plugins
+         conntrack:conntrack ethtool:ethtool strace:strace /usr/lib/cni/bridge:containernetworking-plugins \
+         containerd:containerd runc:runc podman:podman busybox:busybox-static nsenter:util-linux tc:iproute2
 
 .PHONY: help demo demo-clean test test-unit test-netns lint bench tools build clean
 

@@ -5,6 +5,10 @@ set -euo pipefail
 
 archive=$1 name=$2
 busybox=$(command -v busybox)
+if ldd "$busybox" >/dev/null 2>&1; then
+    echo "$busybox needs libraries, which the image has none of: install busybox-static" >&2
+    exit 1
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

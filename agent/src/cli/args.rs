@@ -230,6 +230,10 @@ pub struct SetupCniArgs {
     /// The plugin's program [default: weave-net beside this program]
     #[arg(long, value_name = "FILE")]
     pub plugin: Option<PathBuf>,
+
+    /// Where the agent keeps its state
+    #[arg(long, value_name = "DIR", env = "WEAVE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
+    pub data_dir: PathBuf,
 }
 
 /// Where container runtimes look for CNI plugins.
@@ -471,7 +475,11 @@ The other peers go on counting the addresses of this peer as taken: run `weave r
 const SETUP_CNI: &str = "\
 Install the CNI plugin weave-net (with weave-ipam, the same program by another name) and the network \
 10-weave.conflist. Each file appears in one step, the network last. A network that exists already and was changed by \
-hand is left as it is.";
+hand is left as it is.
+
+The standard plugins portmap (hostPort) and bandwidth are put behind weave-net if they are in the plugins' directory \
+by then: a runtime refuses a network that names a plugin which it cannot find. What is missing is said, with what pods \
+go without. An agent with directories of its own (--run-dir, --data-dir) is found through the network's file.";
 
 const COMPLETION: &str = "\
 Print a completion script for a shell, for example:

@@ -199,7 +199,7 @@ fn perform(
         Action::Rmpeer(args) => rmpeer(&agent, &args, terminal),
         Action::Prime(args) => prime(&agent, args),
         Action::Reset(args) => reset::reset(&agent, &args, &run_dir, doers, terminal),
-        Action::SetupCni(args) => cni_files::install(&args, terminal),
+        Action::SetupCni(args) => cni_files::install(&args, &run_dir, terminal),
         Action::Version(args) => version(&agent, args.json, terminal),
         Action::Completion { shell } => {
             let mut script = Vec::new();

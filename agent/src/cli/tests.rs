@@ -512,6 +512,26 @@ fn the_cni_plugin_is_installed_whole_and_can_be_installed_again() {
 }
 
 #[test]
+fn the_network_names_the_agents_directories_and_only_plugins_that_are_there() {
+    let (dir, mut dirs) = cni_place();
+    fs::create_dir(dir.path().join("bin")).unwrap();
+    fs::write(dir.path().join("bin/portmap"), "").unwrap();
+    dirs.extend(["--run-dir", "/run/other", "--data-dir", "/data"].map(str::to_owned));
+    let said = setup(&dir, &dirs);
+    assert_eq!(said.exit, Exit::Done, "{}", said.err);
+    assert!(
+        said.err.contains("bandwidth is not in") && said.err.contains("loopback is not in"),
+        "{}",
+        said.err
+    );
+    let network: serde_json::Value =
+        serde_json::from_slice(&fs::read(dir.path().join("conf/10-weave.conflist")).unwrap()).unwrap();
+    let plugins = network["plugins"].as_array().unwrap();
+    assert_eq!((&plugins[0]["runDir"], &plugins[0]["dataDir"]), (&"/run/other".into(), &"/data".into()));
+    assert_eq!(plugins.iter().map(|plugin| &plugin["type"]).collect::<Vec<_>>(), ["weave-net", "portmap"]);
+}
+
+#[test]
 fn a_network_changed_by_hand_is_kept_and_weave_nets_own_is_removed() {
     let (dir, dirs) = cni_place();
     let conf = dir.path().join("conf");

@@ -22,9 +22,6 @@ use super::Paths;
 /// The configuration's file name. Runtimes take the first in the order of names.
 pub const FILE: &str = "10-weave.conflist";
 
-/// What an installation of Weave Net before 2.5 left; runtimes would read it as a second network.
-const OLD_FILE: &str = "10-weave.conf";
-
 /// The version that every runtime and every packaged plugin of the last years speaks.
 const VERSION: &str = "1.0.0";
 
@@ -146,8 +143,7 @@ impl Conflist {
         }
         DirBuilder::new().recursive(true).mode(0o755).create(conf_dir)?;
         let new = Beside::write(&place, document.as_bytes(), 0o644)?;
-        new.put_in_place()?;
-        remove_if_there(&conf_dir.join(OLD_FILE))
+        new.put_in_place()
     }
 }
 

@@ -447,6 +447,10 @@ impl Owner {
             let Plan { steps, conflicts } = plan(desired, &observed);
             if steps.is_empty() || look == LOOKS {
                 self.publish_facts(desired, &observed);
+                if steps.is_empty() {
+                    // What failed was overtaken: a pod left between the look and the step.
+                    errors.clear();
+                }
                 let left: Vec<_> = steps.iter().map(|step| format!("still to do: {step}")).collect();
                 let conflicts =
                     conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });

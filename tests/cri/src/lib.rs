@@ -8,6 +8,7 @@
 //! gRPC over HTTP/2, as far as it is used here: a POST to `/runtime.v1.RuntimeService/METHOD`; the body is one byte 0
 //! (not compressed), a length of four bytes, the message; the result code comes in the trailers.
 
+pub mod blocking;
 pub mod messages;
 
 use std::path::Path;

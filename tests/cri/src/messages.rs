@@ -46,6 +46,14 @@ pub struct PortMapping {
     pub host_port: i32,
 }
 
+/// What a sandbox is to be on Linux.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LinuxPodSandboxConfig {
+    /// The control group that its own is made in.
+    #[prost(string, tag = "1")]
+    pub cgroup_parent: String,
+}
+
 /// What a sandbox is to be.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PodSandboxConfig {
@@ -64,6 +72,9 @@ pub struct PodSandboxConfig {
     /// Annotations, such as those of the bandwidth plugin.
     #[prost(map = "string, string", tag = "7")]
     pub annotations: HashMap<String, String>,
+    /// What is Linux's own.
+    #[prost(message, optional, tag = "8")]
+    pub linux: Option<LinuxPodSandboxConfig>,
 }
 
 /// Asks for a sandbox.

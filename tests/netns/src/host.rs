@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,6 +75,7 @@ pub struct Host {
     underlay: PathBuf,
     agent_program: PathBuf,
     pub(crate) shim_program: PathBuf,
+    plugins: PathBuf,
     log_level: Option<String>,
     outlives: bool,
     namespace: Mutex<Option<Arc<Netns>>>,
@@ -96,6 +97,7 @@ impl Host {
             underlay: PathBuf::from(lab.underlay().name()),
             agent_program: settings.binaries.join("weave"),
             shim_program: settings.binaries.join("weave-net"),
+            plugins: settings.plugins.clone(),
             log_level: settings.log_level.clone(),
             outlives: settings.keep,
             options,
@@ -127,6 +129,30 @@ impl Host {
     /// The node is powered off.
     pub fn ns(&self) -> Result<Arc<Netns>> {
         lock(&self.namespace).clone().with_context(|| format!("{} is powered off", self.name()))
+    }
+
+    /// The folder of all its files.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where its container runtimes look for CNI plugins.
+    #[must_use]
+    pub fn cni_bin_dir(&self) -> PathBuf {
+        self.folder.join("cni-bin")
+    }
+
+    /// Where its container runtimes look for CNI networks.
+    #[must_use]
+    pub fn cni_conf_dir(&self) -> PathBuf {
+        self.folder.join("cni-conf")
+    }
+
+    /// The name of its control groups and the start of its pods' names.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("{}-{}", self.tag, self.name())
     }
 
     /// The folder of the agent's store.
@@ -211,7 +237,7 @@ impl Host {
     pub fn launch(&self, options: &AgentOptions) -> Result<()> {
         ensure!(!self.is_running()?, "the agent of {} runs already", self.name());
         *lock(&self.launched) = options.clone();
-        let own = format!("{}-{}", self.tag, self.name());
+        let own = self.label();
         let process = AgentProcess::start(
             &Place {
                 name: self.name(),
@@ -393,15 +419,42 @@ impl Host {
     /// # Errors
     /// It fails.
     pub fn reset(&self) -> Result<String> {
-        let (data, folder) = (self.data_dir(), self.folder.display());
-        let arguments = [
-            "reset".to_owned(),
-            "--force".to_owned(),
-            format!("--data-dir={}", data.display()),
-            format!("--bin-dir={folder}/cni-bin"),
-            format!("--conf-dir={folder}/cni-conf"),
-        ];
-        self.weave(&arguments.each_ref().map(String::as_str))
+        let [data, bin, conf] = self.places();
+        self.weave(&["reset", "--force", &data, &bin, &conf])
+    }
+
+    /// `weave setup-cni` into the node's own folders, beside links to the standard plugins.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn setup_cni(&self) -> Result<String> {
+        let bin_dir = self.cni_bin_dir();
+        std::fs::create_dir_all(&bin_dir).context("making the folder of plugins")?;
+        for plugin in ["loopback", "portmap", "bandwidth"] {
+            let (target, link) = (self.plugins.join(plugin), bin_dir.join(plugin));
+            ensure!(target.is_file(), "{} is missing: run `make tools`", target.display());
+            std::os::unix::fs::symlink(&target, &link).with_context(|| format!("linking {plugin}"))?;
+        }
+        let [data, bin, conf] = self.places();
+        self.weave(&["setup-cni", &data, &bin, &conf])
+    }
+
+    fn places(&self) -> [String; 3] {
+        [
+            format!("--data-dir={}", self.data_dir().display()),
+            format!("--bin-dir={}", self.cni_bin_dir().display()),
+            format!("--conf-dir={}", self.cni_conf_dir().display()),
+        ]
+    }
+
+    /// The links of the node, by name.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn links(&self) -> Result<BTreeSet<String>> {
+        let shown = self.ns()?.ip("-br link show")?;
+        let name = |line: &str| Some(line.split_whitespace().next()?.split('@').next()?.to_owned());
+        Ok(shown.lines().filter_map(name).collect())
     }
 
     /// The document behind `weave status …`.
@@ -436,8 +489,10 @@ impl Host {
     pub fn diagnosis(&self) -> String {
         let mut told = format!("==== {} ({})\n", self.name(), self.address());
         let log = self.log();
-        let lines: Vec<_> = log.lines().collect();
-        told.push_str(&lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
+        told.push_str(&last_lines(&log));
+        if let Ok(log) = std::fs::read_to_string(self.folder.join(crate::containerd::LOG)) {
+            told.push_str(&format!("\n---- {} containerd\n{}", self.name(), last_lines(&log)));
+        }
         let Ok(node) = self.ns() else { return told + "\n(powered off)\n" };
         for look in ["ip -br addr", "ip route show table all type unicast", "ip neigh", "nft list ruleset"] {
             let shown = node.run(look).unwrap_or_else(|error| format!("{error:#}"));
@@ -509,6 +564,12 @@ pub fn wire(one: &Host, other: &Host) -> Result<()> {
         node.ip_batch(&format!("addr add {}/24 dev {UPLINK}\nlink set {UPLINK} up\n", host.address()))?;
     }
     Ok(())
+}
+
+/// The end of a log.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
 /// The last words of a log.

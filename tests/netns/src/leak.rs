@@ -1,10 +1,12 @@
 //! What may not be left: namespaces, links, processes and files of a lab; and the removal of what a killed run
 //! could not clean up itself.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::cgroup;
 use crate::command;
 use crate::ns;
 
@@ -19,6 +21,8 @@ pub fn check(tag: &str, scratch: &Path, pids: &[u32]) -> Result<()> {
     ensure!(!links.contains(tag), "links are left in the machine's own namespace:\n{links}");
     let alive: Vec<_> = pids.iter().filter(|pid| is_alive(**pid)).collect();
     ensure!(alive.is_empty(), "processes are left: {alive:?}");
+    let groups = cgroup::starting_with(&format!("{tag}-"));
+    ensure!(groups.is_empty(), "control groups are left: {groups:?}");
     ensure!(!scratch.exists(), "files are left: {}", scratch.display());
     Ok(())
 }
@@ -30,6 +34,11 @@ pub fn check(tag: &str, scratch: &Path, pids: &[u32]) -> Result<()> {
 pub fn sweep(prefix: &str, scratch: &Path) -> Result<()> {
     for name in ns::names(prefix)?.into_iter().filter(|name| is_orphan(prefix, name)) {
         remove(&name)?;
+    }
+    for group in cgroup::starting_with(prefix) {
+        if group.file_name().and_then(OsStr::to_str).is_some_and(|name| is_orphan(prefix, name)) {
+            let _ = cgroup::remove(&group);
+        }
     }
     for entry in std::fs::read_dir(scratch).with_context(|| format!("reading {}", scratch.display()))? {
         let name = entry?.file_name();

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
 
@@ -18,6 +18,7 @@ const NAMES: &str = "/run/netns";
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    path: PathBuf,
     file: File,
     kept: bool,
 }
@@ -30,9 +31,18 @@ impl Netns {
     pub fn create(name: &str) -> Result<Self> {
         command::succeed(command::line(&format!("ip netns add {name}")), "")?;
         let file = File::open(path(name)).with_context(|| format!("opening namespace {name}"))?;
-        let namespace = Self { name: name.to_owned(), file, kept: false };
+        let namespace = Self { name: name.to_owned(), path: path(name), file, kept: false };
         namespace.ip("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// A namespace that somebody else made and will delete, under a name for messages.
+    ///
+    /// # Errors
+    /// There is nothing at `path`.
+    pub fn at(path: &Path, name: &str) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening namespace {}", path.display()))?;
+        Ok(Self { name: name.to_owned(), path: path.to_owned(), file, kept: true })
     }
 
     /// The name that `ip netns` shows.
@@ -44,7 +54,7 @@ impl Netns {
     /// The path that names it for other programs, as a container runtime would pass it.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        path(&self.name)
+        self.path.clone()
     }
 
     /// Leaves the namespace in place when this guard is dropped.

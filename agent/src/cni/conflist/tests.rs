@@ -73,15 +73,6 @@ fn the_same_configuration_is_not_written_again() {
 }
 
 #[test]
-fn the_configuration_of_an_old_weave_net_goes() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("10-weave.conf"), "{}").unwrap();
-    std::fs::write(dir.path().join("99-other.conf"), "{}").unwrap();
-    conflist(vec![]).install(dir.path()).unwrap();
-    assert_eq!(names(dir.path()), [FILE, "99-other.conf"]);
-}
-
-#[test]
 fn trap_05_and_07_only_plugins_that_are_there_are_named_and_the_others_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("portmap"), "").unwrap();

@@ -135,3 +135,21 @@ fn a_pods_port_that_is_not_there_yet_is_no_damage() {
             && host.run("bridge fdb show dev vethweone").contains("5e:00:0a:21:00:02 master weave static")
     });
 }
+
+#[test]
+fn the_trouble_with_a_pod_leaves_with_it() {
+    let Some(_lab) = lab() else { return };
+    let host = Host::new("a");
+    let node = host.node();
+    let mut wanted = state(1);
+    wanted.pods = vec![port("vethwebad", "10.33.0.2")];
+    // A bridge cannot be the port of a bridge.
+    host.run("ip link add vethwebad type bridge");
+    let trouble = try_apply(&node, wanted).unwrap_err().to_string();
+    assert!(trouble.contains("vethwebad"), "{trouble}");
+    host.run("ip link del vethwebad");
+    for _ in 0..2 {
+        block_on(node.detach("vethwebad".to_owned())).unwrap();
+    }
+    eventually("the node is in force again", || node.health().in_force);
+}
