@@ -79,7 +79,7 @@ impl Publisher {
         waiting_for.extend(node.problems.iter().cloned());
         Status {
             waiting_for,
-            warnings: self.fixed.warnings.clone(),
+            warnings: self.fixed.warnings.iter().chain(&node.warnings).cloned().collect(),
             router: RouterStatus {
                 port: self.fixed.port,
                 discovery: self.fixed.discovery,

@@ -97,6 +97,7 @@ impl KernelTask {
             // Counted by the brain, which gives out their addresses.
             pods: 0,
             problems: health.problems,
+            warnings: health.foreign_firewall.into_iter().collect(),
             repairs: BTreeMap::from([("kernel state".to_owned(), health.repairs)]),
             drops: drops.iter().map(|(drop, count)| (drop.name().to_owned(), count.packets)).collect(),
         };

@@ -144,6 +144,7 @@ pub(crate) fn sample() -> Status {
     };
     status.ipam = Some(ipam_status());
     status.node = NodeStatus {
+        warnings: Vec::new(),
         bridge: "weave".to_owned(),
         address: Some("10.32.0.1".parse().unwrap()),
         mtu: Some(1450),

@@ -151,6 +151,9 @@ pub struct NodeStatus {
     pub pods: u64,
     /// What could not be brought into the desired state, an object and an error each.
     pub problems: Vec<String>,
+    /// What others on this node do to the packets of pods, a sentence each with its remedy.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Times that something was found changed or missing and put right, counted by kind of object.
     pub repairs: BTreeMap<String, u64>,
     /// Packets that the node refused, counted by reason.
