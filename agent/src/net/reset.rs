@@ -67,11 +67,11 @@ fn remove(route: &mut Netlink, steps: &[Step], indices: &Indices, report: &mut R
 
 /// What a step takes away, as people call it.
 fn what(step: &Step) -> String {
-    match step {
-        Step::DeleteLink { name, .. } if name == BRIDGE => format!("bridge {name}"),
-        Step::DeleteLink { name, .. } => format!("device {name}"),
-        other => other.to_string().trim_start_matches("remove ").to_owned(),
+    if let Step::DeleteLink { name, .. } = step {
+        let kind = if name == BRIDGE { "bridge" } else { "device" };
+        return format!("{kind} {name}");
     }
+    step.to_string().trim_start_matches("remove ").to_owned()
 }
 
 /// Our routes: the unreachable ones, and the others.

@@ -33,11 +33,13 @@ pub(super) fn refused(refusal: &Refusal) -> Reason {
 
 /// This side refused.
 pub(super) fn closed_here(refusal: &Refusal) -> Reason {
-    let text = match refusal.code {
-        // The text is written for the other side.
-        RefusalCode::Goodbye if refusal.text == STOPPING => "this agent is stopping",
-        _ if refusal.text.is_empty() => title(refusal.code),
-        _ => &refusal.text,
+    // The text is written for the other side.
+    let text = if refusal.text == STOPPING {
+        "this agent is stopping"
+    } else if refusal.text.is_empty() {
+        title(refusal.code)
+    } else {
+        &refusal.text
     };
     Reason::from(format!("closed here: {text}"))
 }
