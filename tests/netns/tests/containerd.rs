@@ -203,6 +203,9 @@ fn sandboxes_stop_while_the_agent_dies_and_their_addresses_are_free_after_its_re
             }
             node.relaunch()?;
             node.wait_empty().with_context(|| format!("the agent was killed after {moment} ms"))?;
+            let log = node.host.log();
+            let caught_up = |line: &str| line.contains("carried out a DEL") && line.contains(after.id());
+            ensure!(log.lines().any(caught_up), "the agent never heard of the DEL that it missed:\n{log}");
         }
         let again = node.runtime.run(&Plan::new("again"))?;
         probe::ping(&*node.host.ns()?, again.address())?;
