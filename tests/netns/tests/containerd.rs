@@ -1,7 +1,7 @@
 //! containerd drives the plugin as it does in a cluster: its own namespaces, its own cache, its own idea of what an
 //! error means, and the standard plugins behind ours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,13 +52,22 @@ impl Node {
         self.runtime.remove(sandbox)
     }
 
+    /// Waits until the addresses that weave has given out are those that containerd tells of these sandboxes. The
+    /// agent's status follows its answers within a moment.
+    fn wait_addresses(&self, sandboxes: &[&Sandbox]) -> Result<()> {
+        let of = |sandbox: &&Sandbox| (sandbox.id().to_owned(), sandbox.address().to_string());
+        let expected: BTreeMap<_, _> = sandboxes.iter().map(of).collect();
+        eventually(PATIENCE, "weave and containerd agree about addresses", || {
+            let given = self.host.allocations()?;
+            ensure!(given == expected, "weave says {given:?}, containerd {expected:?}");
+            Ok(())
+        })
+    }
+
     /// Waits until nothing of any pod is left: no address, no link, no namespace.
     fn wait_empty(&self) -> Result<()> {
-        eventually(PATIENCE, "no pod has left anything", || {
-            let kept = self.host.allocations()?;
-            ensure!(kept.is_empty(), "addresses are kept: {kept:?}");
-            self.ensure_no_devices()
-        })
+        self.wait_addresses(&[])?;
+        eventually(PATIENCE, "no pod has left any device", || self.ensure_no_devices())
     }
 
     fn ensure_no_devices(&self) -> Result<()> {
@@ -98,15 +107,8 @@ fn sandboxes_on_two_nodes_reach_each_other_and_go_without_a_trace() {
         let nodes = Node::pair(lab)?;
         let [one, two] = &nodes;
         let (left, right) = (one.runtime.run(&Plan::new("left"))?, two.runtime.run(&Plan::new("right"))?);
-        for (node, sandbox) in [(one, &left), (two, &right)] {
-            let ours = node.host.allocations()?;
-            ensure!(
-                ours.get(sandbox.id()) == Some(&sandbox.address().to_string()),
-                "containerd says {} for {}, weave says {ours:?}",
-                sandbox.address(),
-                sandbox.id()
-            );
-        }
+        one.wait_addresses(&[&left])?;
+        two.wait_addresses(&[&right])?;
         let (_left, _right) = (left.serve()?, right.serve()?);
         eventually(PATIENCE, "the pods reach each other", || {
             probe::reach(left.ns(), right.service(), "right")?;
@@ -115,7 +117,7 @@ fn sandboxes_on_two_nodes_reach_each_other_and_go_without_a_trace() {
         for (node, sandbox) in [(one, &left), (two, &right)] {
             node.runtime.stop(sandbox)?;
             node.runtime.stop(sandbox).context("a second time")?;
-            ensure!(node.host.allocations()?.is_empty(), "StopPodSandbox kept the address");
+            node.wait_addresses(&[]).context("StopPodSandbox kept the address")?;
             node.runtime.remove(sandbox)?;
             ensure!(!node.runtime.knows(sandbox), "containerd knows a removed sandbox");
             node.wait_empty()?;
@@ -201,6 +203,9 @@ fn sandboxes_stop_while_the_agent_dies_and_their_addresses_are_free_after_its_re
             }
             node.relaunch()?;
             node.wait_empty().with_context(|| format!("the agent was killed after {moment} ms"))?;
+            let log = node.host.log();
+            let caught_up = |line: &str| line.contains("carried out a DEL") && line.contains(after.id());
+            ensure!(log.lines().any(caught_up), "the agent never heard of the DEL that it missed:\n{log}");
         }
         let again = node.runtime.run(&Plan::new("again"))?;
         probe::ping(&*node.host.ns()?, again.address())?;
@@ -222,7 +227,7 @@ fn without_an_agent_no_sandbox_starts_the_reason_is_told_and_nothing_leaks() {
         node.relaunch()?;
         node.wait_empty()?;
         let late = node.runtime.run(&Plan::new("late"))?;
-        ensure!(node.host.allocations()?.len() == 1, "addresses are {:?}", node.host.allocations()?);
+        node.wait_addresses(&[&late])?;
         node.stop_and_remove(&late)?;
         node.wait_empty()
     });
@@ -247,12 +252,7 @@ fn sandboxes_start_while_the_agent_dies_and_only_those_that_started_have_address
                 anyhow::Ok(made.collect::<Vec<_>>())
             })?;
             node.relaunch()?;
-            let expected: BTreeSet<_> = made.iter().map(|sandbox| sandbox.id().to_owned()).collect();
-            eventually(PATIENCE, "only pods that run have addresses", || {
-                let kept: BTreeSet<_> = node.host.allocations()?.into_keys().collect();
-                ensure!(kept == expected, "addresses of {kept:?}, pods {expected:?}");
-                Ok(())
-            })?;
+            node.wait_addresses(&made.iter().collect::<Vec<_>>())?;
             for sandbox in &made {
                 probe::ping(&*node.host.ns()?, sandbox.address())?;
                 node.stop_and_remove(sandbox)?;

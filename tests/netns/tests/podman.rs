@@ -1,11 +1,13 @@
 //! podman's CNI back end drives the plugin: containers of two nodes talk, and leave nothing.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use weave_netns::containerd::image;
 use weave_netns::probe::{self, Server};
-use weave_netns::{Podman, eventually, run_in_lab};
+use weave_netns::{Host, Podman, eventually, run_in_lab};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -24,7 +26,7 @@ fn containers_of_podman_on_two_nodes_reach_each_other_and_free_their_addresses()
         let id = podmans[0].container("left", &["--publish", &format!("8080:{}", probe::PORT)])?;
         podmans[1].container("right", &[])?;
         let (left, right) = (podmans[0].address("left")?, podmans[1].address("right")?);
-        ensure!(one.allocations()?.get(&id) == Some(&left.to_string()), "{id} is not in weave's list");
+        wait_addresses(one, &[(&id, left)])?;
         eventually(PATIENCE, "containers reach each other", || {
             podmans[0].exec("left", &["ping", "-c1", "-W1", &right.to_string()])?;
             podmans[1].exec("right", &["ping", "-c1", "-W1", &left.to_string()])
@@ -39,10 +41,20 @@ fn containers_of_podman_on_two_nodes_reach_each_other_and_free_their_addresses()
         podmans[0].remove("left")?;
         podmans[1].remove("right")?;
         for host in [one, two] {
-            let kept = host.allocations()?;
-            ensure!(kept.is_empty(), "podman rm left {kept:?} on {}", host.name());
+            wait_addresses(host, &[])?;
         }
         ensure!(one.links()? == links, "podman rm left links: {:?}", one.links()?);
         Ok(())
     });
+}
+
+/// Waits until weave has given out these addresses to these containers and no others.
+fn wait_addresses(host: &Host, expected: &[(&String, Ipv4Addr)]) -> Result<()> {
+    let expected: BTreeMap<_, _> =
+        expected.iter().map(|(id, address)| ((*id).clone(), address.to_string())).collect();
+    eventually(PATIENCE, "weave and podman agree about addresses", || {
+        let given = host.allocations()?;
+        ensure!(given == expected, "weave says {given:?}, podman {expected:?}");
+        Ok(())
+    })
 }
