@@ -24,7 +24,8 @@ use crate::{
     Unroutable, limit,
 };
 
-/// The least time between two writes of what is known of other peers: a mesh that starts learns it in a burst.
+/// The least time between two writes of what is known of other peers: a mesh that starts learns it in a burst. The way
+/// to a peer's pods does not wait: an agent that dies before it is saved would take it down at its next start.
 const PERSIST_PAUSE: Duration = Duration::from_secs(1);
 /// The topology of the mesh as one peer sees and shapes it.
 ///
@@ -361,7 +362,8 @@ impl Topology {
     }
 
     fn persist(&mut self, now: Instant) {
-        if self.peers.has_unsaved() && self.pace.persisted.is_none_or(|last| last + PERSIST_PAUSE <= now) {
+        let due = self.pace.persisted.is_none_or(|last| last + PERSIST_PAUSE <= now);
+        if self.peers.has_unsaved_path() || (self.peers.has_unsaved() && due) {
             self.pace.persisted = Some(now);
             let known: Vec<KnownPeer> = self.peers.take_unsaved();
             self.outputs.push_back(Output::PersistPeers(known));

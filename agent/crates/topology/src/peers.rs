@@ -110,6 +110,8 @@ pub(crate) struct Peers {
     known: BTreeMap<PeerName, Remembered>,
     /// Whose remembered facts have changed since they were last taken for the store.
     unsaved: BTreeSet<PeerName>,
+    /// Whether the way to a peer's pods is among what has changed.
+    path_unsaved: bool,
 }
 
 impl Peers {
@@ -189,6 +191,7 @@ impl Peers {
             && known.facts.underlay != Some(underlay)
         {
             known.facts.underlay = Some(underlay);
+            self.path_unsaved |= known.facts.overlay.is_some();
             self.unsaved.insert(name);
         }
     }
@@ -274,8 +277,14 @@ impl Peers {
         !self.unsaved.is_empty()
     }
 
+    /// Whether an agent that died now would start again without the way to a peer's pods, and take it down.
+    pub(crate) const fn has_unsaved_path(&self) -> bool {
+        self.path_unsaved
+    }
+
     /// The remembered facts that the store does not have yet.
     pub(crate) fn take_unsaved(&mut self) -> Vec<KnownPeer> {
+        self.path_unsaved = false;
         let names = std::mem::take(&mut self.unsaved);
         names.iter().filter_map(|name| Some(self.known.get(name)?.facts.clone())).collect()
     }
@@ -294,6 +303,8 @@ impl Peers {
         if old.is_some_and(|old| old.facts == facts) {
             return;
         }
+        let moved = old.is_none_or(|old| old.facts.overlay != facts.overlay);
+        self.path_unsaved |= moved && facts.overlay.is_some() && facts.underlay.is_some();
         let hope = old.map_or(Hope::Until(now + MEMORY), |old| old.hope);
         self.unsaved.insert(record.name);
         self.known.insert(record.name, Remembered { facts, hope });

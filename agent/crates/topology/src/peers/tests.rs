@@ -122,6 +122,25 @@ fn what_is_known_is_saved_once_and_keeps_an_address_that_a_restart_leaves_out() 
 }
 
 #[test]
+fn the_way_to_a_peer_s_pods_is_urgent_and_nothing_else_is() {
+    let mut peers = Peers::default();
+    let overlay = Some(IpAddr::V4(Ipv4Addr::new(10, 32, 0, 1)));
+    peers.merge(record(1, 1, 1, &[]), now());
+    peers.locate(name(1), addr(1));
+    assert!(
+        peers.has_unsaved() && !peers.has_unsaved_path(),
+        "without an overlay address there is no way yet"
+    );
+    peers.take_unsaved();
+    peers.merge(PeerRecord { overlay, ..record(1, 1, 2, &[]) }, now());
+    assert!(peers.has_unsaved_path());
+    peers.take_unsaved();
+    assert!(!peers.has_unsaved_path());
+    peers.locate(name(1), addr(2));
+    assert!(peers.has_unsaved_path(), "it is somewhere else");
+}
+
+#[test]
 fn a_peer_from_the_store_is_looked_for_a_while() {
     let start = now();
     let mut before = Peers::default();
