@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Two tasks. The **brain** owns the router and waits for no disk, socket or kernel, so a slow disk delays answers but
-//! not the mesh. The **performer** ([`performer`]) takes every effect that is queued, commits all their `Persist` in
+//! not the mesh. The **performer** ([`mod@performer`]) takes every effect that is queued, commits all their `Persist` in
 //! one transaction, and only then performs the rest in order. Committing earlier than the queue demands is safe, later
 //! would not be; so a hundred pods that start together share a few commits.
 //!
