@@ -1,7 +1,7 @@
 //! `weave-net`, the CNI shim; called by the name `weave-ipam` it gives out addresses for other plugins.
 //!
 //! A container runtime starts this program for every pod, with the verb in the environment and the network's
-//! configuration on standard input. It decides nothing. It checks the shape of what it was given ([`env`],
+//! configuration on standard input. It decides nothing. It checks the shape of what it was given ([`mod@env`],
 //! [`conf`]), opens the pod's network namespace and a netlink socket inside it ([`netns`]), hands both to the
 //! agent over a unix socket ([`agent`]), and prints the agent's answer in the shape that the asked version of the
 //! specification prescribes ([`result`]). So upgrading the agent upgrades CNI, and the agent never has to enter a
