@@ -222,7 +222,10 @@ fn without_an_agent_no_sandbox_starts_the_reason_is_told_and_nothing_leaks() {
         let error = node.runtime.run(&Plan::new("early")).err().context("a pod without an agent")?;
         let (elapsed, error) = (start.elapsed(), told(&error));
         ensure!(elapsed < Duration::from_secs(10), "the refusal took {elapsed:?}");
-        ensure!(error.contains("weave") && error.contains("cni.sock"), "containerd was told: {error}");
+        ensure!(
+            error.contains("cni.sock") && error.contains("is the agent running"),
+            "containerd was told: {error}"
+        );
         node.ensure_no_devices()?;
         node.relaunch()?;
         node.wait_empty()?;
