@@ -24,6 +24,8 @@ use crate::wait::eventually;
 pub const UPLINK: &str = "eth0";
 /// How long an agent may take until it gives out addresses, on a machine that is busy with other things.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// The exit code of a status that can be told though no pod can be attached.
+const NOT_READY: i32 = 4;
 /// The end of a log that a failure shows.
 const LOG_LINES: usize = 40;
 
@@ -463,8 +465,11 @@ impl Host {
     /// The agent does not answer or the answer is no JSON.
     pub fn status(&self, topic: &[&str]) -> Result<Value> {
         let arguments: Vec<_> = ["status"].iter().chain(topic).chain(&["--json"]).copied().collect();
-        let text = self.weave(&arguments)?;
-        serde_json::from_str(&text).with_context(|| format!("weave status is no JSON: {text}"))
+        let finished = self.try_weave(&arguments)?;
+        let Finished { code, stdout, stderr } = &finished;
+        let answered = finished.success() || *code == Some(NOT_READY);
+        ensure!(answered, "weave {} on {}: {}", arguments.join(" "), self.name(), stderr.trim());
+        serde_json::from_str(stdout).with_context(|| format!("weave status is no JSON: {stdout}"))
     }
 
     /// Attaches a new pod, as a container runtime would.
