@@ -48,6 +48,7 @@ fn what_is_freed_rests_in_the_store_too() {
 
     book.free(|allocation| allocation.key == key("a"), start());
 
+    assert_eq!(book.space().quarantined(start()), 1);
     let changes = book.take_changes();
     assert!(changes.contains(&StoreOp::DeleteAllocation(key("a"))), "{changes:?}");
     assert!(matches!(changes.last(), Some(StoreOp::PutFreed(freed)) if freed.address == addr("10.0.0.1")));
