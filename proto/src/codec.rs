@@ -76,12 +76,22 @@ pub enum Kind {
     Ipam,
     /// [`Message::Directed`].
     Directed,
+    /// [`Message::Warning`].
+    Warning,
 }
 
 impl Kind {
     /// Every kind, in the order of numbers.
-    pub const ALL: [Self; 7] =
-        [Self::Hello, Self::Refusal, Self::Topology, Self::Digest, Self::Want, Self::Ipam, Self::Directed];
+    pub const ALL: [Self; 8] = [
+        Self::Hello,
+        Self::Refusal,
+        Self::Topology,
+        Self::Digest,
+        Self::Want,
+        Self::Ipam,
+        Self::Directed,
+        Self::Warning,
+    ];
 
     /// The number on the wire. Never reused, never changed.
     #[must_use]
@@ -94,6 +104,7 @@ impl Kind {
             Self::Want => 5,
             Self::Ipam => 6,
             Self::Directed => 7,
+            Self::Warning => 9,
         }
     }
 
@@ -114,13 +125,14 @@ impl Kind {
             Self::Want => "want",
             Self::Ipam => "ipam",
             Self::Directed => "directed",
+            Self::Warning => "warning",
         }
     }
 
     /// The longest payload accepted, in bytes.
     ///
     /// * `hello`: fixed fields and a nickname of 253 bytes come to less than 400; doubled and rounded up.
-    /// * `refusal`: a code and [`MAX_REFUSAL_TEXT`].
+    /// * `refusal`, `warning`: a code and [`MAX_REFUSAL_TEXT`].
     /// * `topology`: one record with all its 1,024 links takes up to 29 KiB; a sender splits what is larger.
     /// * `digest`: 26 bytes a peer, so room for far more peers than gossip of whole state can serve.
     /// * `want`: 6 bytes a peer, for as many peers as a digest can name.
@@ -132,7 +144,7 @@ impl Kind {
     pub const fn max_payload(self) -> usize {
         match self {
             Self::Hello => KIB,
-            Self::Refusal => MAX_REFUSAL_TEXT + 16,
+            Self::Refusal | Self::Warning => MAX_REFUSAL_TEXT + 16,
             Self::Topology | Self::Digest => MIB,
             Self::Want => 256 * KIB,
             Self::Ipam => 4 * MIB,
@@ -145,7 +157,7 @@ impl Kind {
     pub const fn is_frozen(self) -> bool {
         match self {
             Self::Hello | Self::Refusal => true,
-            Self::Topology | Self::Digest | Self::Want | Self::Ipam | Self::Directed => false,
+            Self::Topology | Self::Digest | Self::Want | Self::Ipam | Self::Directed | Self::Warning => false,
         }
     }
 
@@ -160,6 +172,7 @@ impl Kind {
             Message::Want(_) => Self::Want,
             Message::Ipam(_) => Self::Ipam,
             Message::Directed(_) => Self::Directed,
+            Message::Warning(_) => Self::Warning,
         }
     }
 }
@@ -266,6 +279,7 @@ pub fn encode(message: &Message, version: WireVersion) -> Result<Vec<u8>, Encode
         Message::Want(names) => append(&mut frame, kind, names),
         Message::Ipam(state) => append(&mut frame, kind, &**state),
         Message::Directed(directed) => append(&mut frame, kind, directed),
+        Message::Warning(warning) => append(&mut frame, kind, &shortened(warning)),
     }?;
     let len = frame.len() - HEADER_LEN;
     let announced = u32::try_from(len).ok().filter(|_| len <= kind.max_payload());
@@ -295,6 +309,7 @@ pub fn decode(kind: Kind, version: WireVersion, payload: &[u8]) -> Result<Messag
         Kind::Want => Message::Want(whole(kind, payload)?),
         Kind::Ipam => Message::Ipam(whole(kind, payload)?),
         Kind::Directed => Message::Directed(whole(kind, payload)?),
+        Kind::Warning => Message::Warning(whole(kind, payload)?),
     };
     check_counts(&message)?;
     Ok(message)
@@ -457,6 +472,7 @@ fn check_counts(message: &Message) -> Result<(), DecodeError> {
         Message::Directed(_)
         | Message::Hello(_)
         | Message::Refusal(_)
+        | Message::Warning(_)
         | Message::Digest(_)
         | Message::Want(_) => Ok(()),
     }

@@ -14,7 +14,7 @@ const MUTATIONS: u32 = 3000;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 11] = [
     ("frames", targets::frames),
     ("hello", targets::hello),
     ("refusal", targets::refusal),
@@ -23,6 +23,7 @@ const TARGETS: [Target; 10] = [
     ("want", targets::want),
     ("ipam", targets::ipam),
     ("directed", targets::directed),
+    ("warning", targets::warning),
     ("control_request", targets::control_request),
     ("cni_request", targets::cni_request),
 ];

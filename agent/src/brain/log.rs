@@ -9,13 +9,14 @@ pub(super) fn notice(notice: &Notice) {
     match notice {
         Notice::Ipam(notice) => tracing::info!(target: "weave_ipam", "{notice}"),
         Notice::Topology(
-            mesh @ (Mesh::NameCollision { .. } | Mesh::IdentityHeldTwice { .. } | Mesh::Refused { .. }),
+            mesh @ (Mesh::NameCollision { .. } | Mesh::IdentityHeldTwice(_) | Mesh::Refused { .. }),
         ) => tracing::warn!(target: "weave_topology", "{mesh}"),
         Notice::Topology(
             mesh @ (Mesh::LinkUp { .. }
             | Mesh::LinkDown { .. }
             | Mesh::DialFailed { .. }
             | Mesh::Unresolved { .. }
+            | Mesh::IdentityHeldOnce
             | Mesh::PeerDeparted { .. }),
         ) => tracing::info!(target: "weave_topology", "{mesh}"),
     }

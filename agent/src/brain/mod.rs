@@ -218,6 +218,8 @@ impl Brain {
             }
             Output::Notify(notice) => {
                 log::notice(&notice);
+                // What is worth a line in the log is seen in the status.
+                self.snapshots.mark_changed();
                 return None;
             }
         })

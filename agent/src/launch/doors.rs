@@ -40,7 +40,10 @@ impl AddressDoor {
     async fn ask(&self, request: Request) -> Result<Answer, AddressError> {
         self.brain.ask(request).await.map_err(|error| match error {
             AskError::Refused(
-                RequestError::NotReady { .. } | RequestError::NoSpace { .. } | RequestError::TimedOut { .. },
+                RequestError::NotReady { .. }
+                | RequestError::NoSpace { .. }
+                | RequestError::TimedOut { .. }
+                | RequestError::IdentityHeldTwice(_),
             )
             | AskError::Ending => AddressError::Later(error.to_string()),
             AskError::Refused(_) => AddressError::Failed(error.to_string()),
@@ -158,9 +161,9 @@ impl Control for ControlDoor {
 fn code(error: &AskError) -> FailureCode {
     match error {
         AskError::Ending => FailureCode::Internal,
-        AskError::Refused(RequestError::NotReady { .. } | RequestError::NoSpace { .. }) => {
-            FailureCode::NotReady
-        }
+        AskError::Refused(
+            RequestError::NotReady { .. } | RequestError::NoSpace { .. } | RequestError::IdentityHeldTwice(_),
+        ) => FailureCode::NotReady,
         AskError::Refused(RequestError::TimedOut { .. }) => FailureCode::TimedOut,
         AskError::Refused(RequestError::OwnsNothing(_)) => FailureCode::NotFound,
         AskError::Refused(_) => FailureCode::Refused,

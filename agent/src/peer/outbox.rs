@@ -8,6 +8,7 @@
 //! | message | kept | bound |
 //! |---|---|---|
 //! | `Directed` | each one, in order; the oldest goes when full | [`MAX_DIRECTED`] |
+//! | `Warning` | the last | one |
 //! | `Ipam` | the last | one |
 //! | `Topology` | the newest record of each peer | one a peer |
 //! | `Want` | the union | one name a peer |
@@ -20,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use weave_proto::peer::topology::MAX_RECORDS;
-use weave_proto::peer::{Digest, Directed, IpamState, Message, PeerRecord};
+use weave_proto::peer::{Digest, Directed, IpamState, Message, PeerRecord, Refusal};
 use weave_proto::{PeerKey, PeerName};
 
 /// How many `Directed` messages wait for one link. An allocator asks one peer at a time and repeats itself, so
@@ -38,6 +39,7 @@ const NAMES_PER_MESSAGE: usize = 4 * MAX_RECORDS;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     directed: VecDeque<Directed>,
+    warning: Option<Refusal>,
     ipam: Option<Box<IpamState>>,
     /// By name and key: two peers that collide in their names must both be heard of.
     records: BTreeMap<(PeerName, PeerKey), PeerRecord>,
@@ -58,6 +60,7 @@ impl Outbox {
                 }
                 self.directed.push_back(directed);
             }
+            Message::Warning(warning) => self.warning = Some(warning),
             Message::Ipam(state) => self.ipam = Some(state),
             Message::Topology(records) => records.into_iter().for_each(|record| self.push_record(record)),
             Message::Want(names) => self.wanted.extend(names),
@@ -70,6 +73,9 @@ impl Outbox {
     pub(super) fn pop(&mut self) -> Option<Message> {
         if let Some(directed) = self.directed.pop_front() {
             return Some(Message::Directed(directed));
+        }
+        if let Some(warning) = self.warning.take() {
+            return Some(Message::Warning(warning));
         }
         if let Some(state) = self.ipam.take() {
             return Some(Message::Ipam(state));

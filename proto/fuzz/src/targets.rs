@@ -49,6 +49,15 @@ pub fn refusal(data: &[u8]) {
     }
 }
 
+/// The payload of a warning.
+pub fn warning(data: &[u8]) {
+    // As a refusal.
+    if let Ok(read) = decode(Kind::Warning, V1, data) {
+        let frame = encode(&read, V1).expect("what was read can be written");
+        message(Kind::Warning, &frame[HEADER_LEN..]);
+    }
+}
+
 /// The payload of a topology message.
 pub fn topology(data: &[u8]) {
     message(Kind::Topology, data);

@@ -7,6 +7,7 @@
 //!      |      (both check, either may answer with Refusal and close)
 //!      | <---- Topology, Ipam, … -----> |     state, pushed on change, forwarded when new
 //!      | <---- Digest ----------------> |     now and then, to repair what was lost
+//!      | <---- Warning ---------------> |     what the other side cannot see itself
 //! ```
 //!
 //! Everything but [`Directed`] is *state*: it may be lost, repeated and reordered, and merging it twice is
@@ -156,6 +157,8 @@ pub enum Message {
     Ipam(Box<IpamState>),
     /// For one peer, over any number of hops.
     Directed(Directed),
+    /// Something is wrong with you, though I keep this connection: another agent with your identity has called me.
+    Warning(Refusal),
 }
 
 /// What a peer knows, in short.

@@ -195,6 +195,40 @@ fn two_live_holders_of_one_identity_refuse_and_name_each_other() {
 }
 
 #[test]
+fn two_holders_of_one_identity_that_meet_at_a_third_peer_both_give_out_no_address_and_say_why() {
+    run_in_lab(|lab| {
+        let machine = |name: &str| weave_netns::HostOptions::new(name).machine_id("the-same-machine");
+        let third = lab.host("third")?;
+        let hosts = [lab.host_with(machine("original"))?, lab.host_with(machine("twin"))?];
+        third.launch(&AgentOptions::founder(2, &[&hosts[0]]))?;
+        hosts[0].launch(&AgentOptions::founder(2, &[&third]))?;
+        hosts[0].wait_ready()?;
+        hosts[0].stop_agent()?;
+        hosts[1].clone_disk(&hosts[0])?;
+        hosts[0].relaunch()?;
+        hosts[0].wait_connected(&[&third])?;
+        hosts[0].pod("before")?;
+        // The twins cannot reach each other.
+        lab.cut(&[&hosts[0]], &[&hosts[1]])?;
+        hosts[1].launch(&AgentOptions::founder(2, &[&third]))?;
+        for (host, twin) in [(&hosts[0], &hosts[1]), (&hosts[1], &hosts[0])] {
+            eventually(PATIENCE, &format!("{} names its twin", host.name()), || {
+                let ipam = host.status(&["ipam"])?;
+                let state = ipam["state"].as_str().unwrap_or_default();
+                ensure!(ipam["ready"] == Value::Bool(false), "{} is ready: {state}", host.name());
+                ensure!(state.contains(&twin.address().to_string()) && state.contains("identity"), "{state}");
+                ensure!(host.log().contains("two running agents hold one identity"), "the log does not tell");
+                Ok(())
+            })?;
+            let refused = host.pod("pod").err().context("an address was given out")?;
+            let told = format!("{refused:#}");
+            ensure!(told.contains("identity") && told.contains("\"code\":11"), "not code 11: {told}");
+        }
+        third.pod("pod").map(drop)
+    });
+}
+
+#[test]
 fn a_living_peer_is_not_removed() {
     run_in_lab(|lab| {
         let hosts = lab.mesh(&["a", "b", "c"])?;

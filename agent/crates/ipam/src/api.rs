@@ -230,11 +230,8 @@ pub enum RequestError {
         heir: PeerName,
     },
     /// Somebody else acts as this peer, and gives out the same addresses.
-    #[error(
-        "another running agent holds the identity {0} of this peer and would give out the same addresses: stop one \
-         of the two, remove its data directory and start it again"
-    )]
-    IdentityHeldTwice(PeerName),
+    #[error("no address is given out while another agent would give out the same ones: {0}")]
+    IdentityHeldTwice(String),
     /// Another request ended this one.
     #[error("the address for {0} was given up while it was awaited")]
     GivenUp(AttachmentKey),

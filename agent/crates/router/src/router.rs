@@ -7,7 +7,7 @@ use std::time::Instant;
 use weave_ipam::{Answer, Ipam, PeerFacts, Request, RequestError, RequestId};
 use weave_overlay::Choice;
 use weave_proto::local::cni::AttachmentKey;
-use weave_proto::peer::{Directed, Features, Hello, IpamState, Message, Refusal};
+use weave_proto::peer::{Directed, Features, Hello, IpamDirected, IpamState, Message, Refusal};
 use weave_proto::{Cidr, PeerName};
 use weave_topology::{DialId, KnownPeer, LinkId, LinkUp, OwnFacts, Reason, Target, Topology};
 
@@ -196,10 +196,10 @@ impl Router {
     /// Somebody wants an address, or no longer.
     pub fn handle_request(&mut self, id: RequestId, request: Request, now: Instant) {
         if matches!(request, Request::Allocate { .. } | Request::Claim { .. })
-            && self.topology.is_identity_held_twice(now)
+            && let Some(twin) = self.topology.twin(now)
         {
             // The other holder gives out the same ranges.
-            let result = Err(RequestError::IdentityHeldTwice(self.me));
+            let result = Err(RequestError::IdentityHeldTwice(twin.to_owned()));
             self.outputs.push_back(Output::Reply { request: id, result });
             return;
         }
@@ -254,6 +254,10 @@ impl Router {
 
 impl Router {
     fn ask_for_own_address(&mut self, now: Instant) {
+        if self.topology.twin(now).is_some() {
+            self.expose = Expose::Again(now + EXPOSE_RETRY);
+            return;
+        }
         self.expose = Expose::Asked;
         self.ipam.handle_request(EXPOSE, Request::Allocate { key: AttachmentKey::expose(), port: None }, now);
     }
@@ -375,6 +379,8 @@ impl Router {
                 let message = Message::Ipam(Box::new(self.ipam.state()));
                 self.outputs.push_back(Output::Send { link, message });
             }
+            // What one holder of an identity gives away, the other may give to somebody else. Who asked asks elsewhere.
+            From::Directed(directed) if self.topology.twin(now).is_some() && is_request(&directed.body) => {}
             From::Directed(directed) => {
                 let taken = self.ipam.handle_directed(directed.src, directed.body, now);
                 self.count_refused(taken.map_err(|error| error.to_string()));
@@ -416,4 +422,8 @@ impl Router {
     fn persist(&mut self, op: StoreOp) {
         self.outputs.push_back(Output::Persist(vec![op]));
     }
+}
+
+const fn is_request(body: &IpamDirected) -> bool {
+    matches!(body, IpamDirected::SpaceRequest { .. })
 }

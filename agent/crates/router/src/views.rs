@@ -133,9 +133,9 @@ impl Router {
         for share in &mut status.shares {
             share.nickname = self.nickname(share.peer);
         }
-        if self.topology.is_identity_held_twice(now) {
+        if let Some(twin) = self.topology.twin(now) {
             status.ready = false;
-            status.state = RequestError::IdentityHeldTwice(self.me).to_string();
+            status.state = RequestError::IdentityHeldTwice(twin.to_owned()).to_string();
         }
         status
     }

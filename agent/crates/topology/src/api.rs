@@ -248,14 +248,10 @@ pub enum Notice {
         /// The host name of the claimant.
         nickname: Nickname,
     },
-    /// Somebody else speaks as this peer, and goes on after being outvoted again and again: two machines hold one
-    /// identity.
-    IdentityHeldTwice {
-        /// The name of both.
-        name: PeerName,
-        /// The host name that the other one gives.
-        nickname: Nickname,
-    },
+    /// Another running agent speaks as this peer: who and where, and the remedy.
+    IdentityHeldTwice(String),
+    /// Nobody else has spoken as this peer for a while.
+    IdentityHeldOnce,
     /// A peer has not been reachable for so long that it is no longer counted as part of the mesh.
     PeerDeparted {
         /// The peer.
@@ -289,11 +285,12 @@ impl fmt::Display for Notice {
                 "peer {nickname} claims the name {name} with key {claimed}, but that is the name of key {known}: stop \
                  one of the two, remove its data directory and start it again"
             ),
-            Self::IdentityHeldTwice { name, nickname } => write!(
-                f,
-                "another running agent, on {nickname}, holds this peer's identity {name}: stop one of the two, remove \
-                 its data directory and start it again"
-            ),
+            Self::IdentityHeldTwice(text) => {
+                write!(f, "until one of them ends, no address is given out here: {text}")
+            }
+            Self::IdentityHeldOnce => {
+                f.write_str("no other agent has spoken as this peer for a minute: all is well again")
+            }
             Self::PeerDeparted { peer, nickname } => {
                 write!(f, "peer {peer}({nickname}) has been out of reach for a while and no longer counts")
             }

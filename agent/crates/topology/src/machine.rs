@@ -120,6 +120,7 @@ impl Topology {
             (self.peers.next_change(), "let a lost peer depart"),
             (self.pace.shed_at, "shed links"),
             (self.rejections.next_expiry(), "forget a caller"),
+            (self.own.twin_fades(), "trust in our identity again"),
             (unsaved, "save known peers"),
         ];
         timers.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|&(at, _)| at)
@@ -142,6 +143,9 @@ impl Topology {
         }
         self.connector.outdate();
         self.rejections.expire(now);
+        if self.own.forget_twin(now) {
+            self.outputs.push_back(Output::Notify(Notice::IdentityHeldOnce));
+        }
         self.shed(now);
         self.settle(now);
     }
@@ -214,6 +218,10 @@ impl Topology {
             }
             Message::Directed(directed) => {
                 self.on_directed(directed);
+                Ok(())
+            }
+            Message::Warning(warning) => {
+                self.heed(&Reason { text: warning.text, refused: Some(warning.code) }, now);
                 Ok(())
             }
             Message::Hello(_) => unexpected("a second hello"),
@@ -312,7 +320,14 @@ impl Topology {
     /// Remembers that the other end talks to somebody else of our name.
     fn heed(&mut self, reason: &Reason, now: Instant) {
         if reason.refused == Some(RefusalCode::NameCollision) {
-            self.own.turned_away(now);
+            self.beware(reason.text.clone(), now);
+        }
+    }
+
+    /// Somebody else speaks in our name.
+    fn beware(&mut self, text: String, now: Instant) {
+        if self.own.beware(text.clone(), now) {
+            self.outputs.push_back(Output::Notify(Notice::IdentityHeldTwice(text)));
         }
     }
 

@@ -9,7 +9,8 @@
 //! **Somebody speaks as us.** A record with our key that is larger than ours is one of three things: what an earlier
 //! incarnation left in the mesh although our store says otherwise (a restored backup), a damaged counter, or another
 //! running agent with our identity. The first two end when we go above it once. The third does not end, so after
-//! [`CONTESTS_TOLERATED`] rounds in [`CONTEST_WINDOW`] we stop answering, and say what must be done.
+//! [`CONTESTS_TOLERATED`] rounds in [`CONTEST_WINDOW`] we stop answering, and say what must be done. Mostly it shows
+//! sooner: the other holder calls us or one of our neighbours, and whoever sees both tells both ([`Own::beware`]).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -50,7 +51,14 @@ pub(crate) struct Own {
     published: Option<Instant>,
     due: Option<Instant>,
     contests: VecDeque<Instant>,
-    turned_away: Option<Instant>,
+    twin: Option<Twin>,
+}
+
+/// What is known of another holder of our identity.
+#[derive(Debug)]
+struct Twin {
+    text: String,
+    heard: Instant,
 }
 
 impl Own {
@@ -66,7 +74,7 @@ impl Own {
             features: config.features,
             links: Vec::new(),
         };
-        Self { record, published: None, due: None, contests: VecDeque::new(), turned_away: None }
+        Self { record, published: None, due: None, contests: VecDeque::new(), twin: None }
     }
 
     pub(crate) const fn record(&self) -> &PeerRecord {
@@ -131,17 +139,32 @@ impl Own {
         Contest::Answered
     }
 
-    /// A peer has turned us away because it talks to somebody else of our name. Refused attempts are repeated within
-    /// [`CONTEST_WINDOW`], so that this is renewed for as long as it is true.
-    pub(crate) const fn turned_away(&mut self, now: Instant) {
-        self.turned_away = Some(now);
+    /// Another holder of our identity was met: by us, by a peer that turned us away because it talks to the other one,
+    /// or by a peer that turned the other one away. Attempts are repeated within [`CONTEST_WINDOW`], so that this is
+    /// renewed for as long as it is true. Whether it is news.
+    pub(crate) fn beware(&mut self, text: String, now: Instant) -> bool {
+        let is_news = self.twin(now).is_none();
+        self.twin = Some(Twin { text, heard: now });
+        is_news
     }
 
-    /// Whether somebody else goes on speaking as us.
-    pub(crate) fn is_contested(&self, now: Instant) -> bool {
-        let is_recent = |last: &Instant| now < *last + CONTEST_WINDOW;
-        self.contests.len() > CONTESTS_TOLERATED && self.contests.back().is_some_and(is_recent)
-            || self.turned_away.as_ref().is_some_and(is_recent)
+    /// Who else goes on speaking as us, in a sentence with the remedy.
+    pub(crate) fn twin(&self, now: Instant) -> Option<&str> {
+        self.twin.as_ref().filter(|twin| now < twin.heard + CONTEST_WINDOW).map(|twin| twin.text.as_str())
+    }
+
+    /// When the other holder will have been silent for so long that it does not matter any more.
+    pub(crate) fn twin_fades(&self) -> Option<Instant> {
+        self.twin.as_ref().map(|twin| twin.heard + CONTEST_WINDOW)
+    }
+
+    /// Forgets another holder that has been silent; whether there was one.
+    pub(crate) fn forget_twin(&mut self, now: Instant) -> bool {
+        let faded = self.twin_fades().is_some_and(|at| at <= now);
+        if faded {
+            self.twin = None;
+        }
+        faded
     }
 }
 

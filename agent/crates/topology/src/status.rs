@@ -81,11 +81,11 @@ impl Topology {
         self.connector.targets()
     }
 
-    /// Whether another running agent goes on speaking in this peer's name. Then nothing that only one holder of the name
-    /// may do is safe.
+    /// Which other running agent goes on speaking in this peer's name, in a sentence with the remedy. As long as there is
+    /// one, nothing that only one holder of the name may do is safe.
     #[must_use]
-    pub fn is_identity_held_twice(&self, now: Instant) -> bool {
-        self.own.is_contested(now)
+    pub fn twin(&self, now: Instant) -> Option<&str> {
+        self.own.twin(now)
     }
 
     /// What this peer says on new connections, less the nonce.

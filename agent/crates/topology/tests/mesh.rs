@@ -273,23 +273,39 @@ fn an_address_that_does_not_answer_is_tried_less_and_less_often() {
 }
 
 #[test]
-fn a_clone_is_refused_and_both_are_told_apart() {
-    let mut world = World::new(14);
+fn a_clone_is_refused_and_both_holders_know_until_one_of_them_ends() {
+    // The clone of an old disk, of the present one, and of one that has started more often since; and either ends.
+    for (seed, (uid, original_ends)) in
+        (14..).zip([(0, false), (0, true), (1, false), (1, true), (5, false), (5, true)])
+    {
+        clone_and_original(seed, uid, original_ends);
+    }
+}
+
+fn clone_and_original(seed: u64, uid: u64, original_ends: bool) {
+    let mut world = World::new(seed);
     world.add_many(3, |at| to(if at == 0 { &[] } else { &[0] }));
     world.run_until(10 * SECOND, is_full_mesh);
     // Another machine with node 2's disk.
     let clone = world.add(to(&[0]));
     world.kill(clone);
     world.nodes[clone].key = world.nodes[2].key;
-    world.nodes[clone].uid = 0;
+    world.nodes[clone].uid = uid;
+    let ended = if original_ends { 2 } else { clone };
     world.start(clone);
     world.run_for(120 * SECOND);
-    let connections = world.topology(clone).connections(world.now);
-    assert!(
-        connections.iter().any(|connection| connection.info.contains("two running agents hold one identity")),
-        "{connections:?}"
-    );
-    assert!(world.topology(clone).is_identity_held_twice(world.now), "who is turned away gives out nothing");
+    let both_know = |world: &World| {
+        for holder in [2, clone] {
+            let twin = world.topology(holder).twin(world.now).unwrap_or_default();
+            assert!(
+                twin.contains("two running agents hold one identity"),
+                "node {holder} does not know: {twin:?}"
+            );
+            let other = world.nodes[if holder == 2 { clone } else { 2 }].addr.ip().to_string();
+            assert!(twin.contains(&other), "node {holder} does not say where the other one is: {twin}");
+        }
+    };
+    both_know(&world);
     let sent: usize = world.nodes.iter().map(|node| node.sent).sum();
     world.run_for(600 * SECOND);
     let sent = world.nodes.iter().map(|node| node.sent).sum::<usize>() - sent;
@@ -297,10 +313,11 @@ fn a_clone_is_refused_and_both_are_told_apart() {
         sent < 4 * 600,
         "two holders of one identity do not flood the mesh: {sent} messages in ten minutes"
     );
-    assert!(world.topology(clone).is_identity_held_twice(world.now), "and goes on to while that is so");
-    world.kill(2);
+    both_know(&world);
+    world.kill(ended);
     world.run_for(180 * SECOND);
-    assert!(!world.topology(clone).is_identity_held_twice(world.now), "it recovers once it is alone");
+    let left = if ended == 2 { clone } else { 2 };
+    assert_eq!(world.topology(left).twin(world.now), None, "it recovers once it is alone");
 }
 
 #[test]

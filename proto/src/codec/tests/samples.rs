@@ -37,6 +37,7 @@ pub(super) fn pinned() -> Vec<(&'static str, Message)> {
         ("directed_leftover", Message::Directed(directed(request(Want::Leftover)))),
         ("directed_granted", Message::Directed(directed(granted))),
         ("directed_denied", Message::Directed(directed(IpamDirected::SpaceDenied { token: 7 }))),
+        ("warning", Message::Warning(refusal())),
     ]
 }
 
@@ -166,6 +167,8 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
         any_hello().prop_map(Message::Hello),
         (any::<u32>(), ".{0,200}")
             .prop_map(|(code, text)| Message::Refusal(Refusal { code: RefusalCode::from(code), text })),
+        (any::<u32>(), ".{0,200}")
+            .prop_map(|(code, text)| Message::Warning(Refusal { code: RefusalCode::from(code), text })),
         vec(any_record(), 0..5).prop_map(Message::Topology),
         (vec(any_digest(), 0..20), any::<u64>())
             .prop_map(|(records, ipam)| Message::Digest(Digest { records, ipam })),

@@ -1,8 +1,9 @@
 //! Connections that become links, and links that end.
 
+use std::fmt::Write as _;
 use std::time::Instant;
 
-use weave_proto::peer::{Refusal, RefusalCode, WireVersion};
+use weave_proto::peer::{Message, Refusal, RefusalCode, WireVersion};
 
 use super::Topology;
 use crate::hello::{End, agree, held_twice};
@@ -16,7 +17,9 @@ impl Topology {
         let known = self.peers.key(up.hello.name);
         let version = agree(End { hello: &self.hello, key: self.key }, theirs, known)?;
         if let Incarnation::Clash(live) = self.links.incarnation(&up.hello) {
-            return Err(held_twice(End { hello: &live.hello, key: live.key }, theirs));
+            let mut refusal = held_twice(End { hello: &live.hello, key: live.key }, theirs);
+            let _ = write!(refusal.text, " (the other one is at {})", live.addr.ip());
+            return Err(refusal);
         }
         if up.direction == Direction::Inbound && self.connector.is_full_for(up.hello.name, self.sight()) {
             return Err(limit::refusal(self.me(), &self.hello.nickname, self.links.count()));
@@ -53,6 +56,7 @@ impl Topology {
     }
 
     pub(super) fn turn_down(&mut self, up: &LinkUp, refusal: Refusal, now: Instant) {
+        self.tell_twins(up, &refusal, now);
         let reason = Reason { text: refusal.text.clone(), refused: Some(refusal.code) };
         let is_news = match (up.direction, up.dial) {
             (Direction::Outbound, Some(dial)) => {
@@ -73,6 +77,25 @@ impl Topology {
             self.outputs.push_back(Output::Notify(Notice::Refused { addr: up.addr, refusal }));
         }
         self.outputs.push_back(Output::Close { link: up.link, refusal });
+    }
+
+    /// Whoever turns away a second holder of an identity sees to it that the first one hears of it too: neither may go
+    /// on as if it were the only one.
+    fn tell_twins(&mut self, up: &LinkUp, refusal: &Refusal, now: Instant) {
+        let theirs = End { hello: &up.hello, key: up.key };
+        if refusal.code != RefusalCode::NameCollision {
+            return;
+        }
+        if up.key == self.key {
+            self.beware(format!("{} (the other one is at {})", refusal.text, up.addr.ip()), now);
+        } else if let Incarnation::Clash(live) = self.links.incarnation(&up.hello)
+            && live.key == up.key
+            && live.is_confirmed()
+        {
+            let mut warning = held_twice(End { hello: &live.hello, key: live.key }, theirs);
+            let _ = write!(warning.text, " (the other one is at {})", up.addr.ip());
+            self.outputs.push_back(Output::Send { link: live.id, message: Message::Warning(warning) });
+        }
     }
 
     pub(super) fn close(&mut self, link: &Link, refusal: Refusal) {

@@ -79,8 +79,13 @@ impl Topology {
                 self.tell_all_about_me();
             }
             Contest::GivenUp => {
-                let (name, nickname) = (self.me(), record.nickname.clone());
-                self.outputs.push_back(Output::Notify(Notice::IdentityHeldTwice { name, nickname }));
+                let text = format!(
+                    "another running agent, on {}, holds this peer's identity {}; stop one of the two, remove its \
+                     data directory and start it again, so that it gets an identity of its own",
+                    record.nickname,
+                    self.me()
+                );
+                self.beware(text, now);
             }
         }
     }

@@ -55,9 +55,20 @@ fn a_living_double_is_recognised_and_no_longer_answered_for_a_while() {
     }
     assert_eq!(answers.iter().filter(|&answer| *answer == Contest::Answered).count(), CONTESTS_TOLERATED);
     assert_eq!(answers.iter().filter(|&answer| *answer == Contest::GivenUp).count(), 1);
-    assert!(own.is_contested(start));
-    assert!(!own.is_contested(start + CONTEST_WINDOW));
     assert_eq!(own.contest(&record(1, 5, 99_999, &[]), start + CONTEST_WINDOW), Contest::Answered);
+}
+
+#[test]
+fn another_holder_is_news_once_and_forgotten_when_it_has_been_silent() {
+    let (mut own, start) = (own(), now());
+    assert_eq!(own.twin(start), None);
+    assert!(own.beware("there".to_owned(), start));
+    assert!(!own.beware("still there".to_owned(), start + CONTEST_WINDOW / 2));
+    assert_eq!(own.twin(start + CONTEST_WINDOW), Some("still there"));
+    let end = own.twin_fades().unwrap();
+    assert_eq!((own.twin(end), end), (None, start + CONTEST_WINDOW * 3 / 2));
+    assert!(!own.forget_twin(start + CONTEST_WINDOW) && own.forget_twin(end) && !own.forget_twin(end));
+    assert!(own.beware("again".to_owned(), end));
 }
 
 #[test]
