@@ -234,7 +234,7 @@ impl World {
         let targets = machine.disk.targets.clone().unwrap_or_else(|| machine.targets.clone());
         let founders = match machine.mode {
             Mode::Consensus { founders } => founders.map(NonZeroU16::get),
-            Mode::Seed(_) | Mode::Observer => None,
+            Mode::Seed(_) | Mode::Decided(_) | Mode::Observer => None,
         };
         let config = Config {
             topology: weave_topology::Config {

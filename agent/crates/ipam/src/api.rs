@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 use weave_proto::local::cni::{AttachmentKey, PodPort};
-use weave_proto::peer::ipam::IpamState;
+use weave_proto::peer::ipam::{Founding, IpamState};
 use weave_proto::peer::{IpamDirected, UniverseId};
 use weave_proto::{Cidr, PeerName, Span};
 
@@ -24,6 +24,8 @@ pub enum Mode {
     },
     /// Computes it from a list that all peers were given.
     Seed(BTreeSet<PeerName>),
+    /// Was told it by somebody who decides for all peers, such as an object that exists once in a cluster.
+    Decided(Founding),
     /// Takes no part and waits for the others.
     Observer,
 }

@@ -92,7 +92,11 @@ impl Ipam {
         if range.len() < MIN_ADDRESSES || range.len() > MAX_ADDRESSES {
             return Err(RestoreError::Size(range));
         }
-        if config.mode == Mode::Seed(BTreeSet::new()) {
+        let named = match &config.mode {
+            Mode::Seed(founders) | Mode::Decided(Founding { founders, .. }) => Some(founders),
+            Mode::Consensus { .. } | Mode::Observer => None,
+        };
+        if named.is_some_and(BTreeSet::is_empty) {
             return Err(RestoreError::NoSeeds);
         }
         let mut ipam = Self {
@@ -113,8 +117,12 @@ impl Ipam {
         ipam.digest = hash::digest(&ipam.state());
         ipam.book.skip_generations(restored.generation);
         ipam.book.restore(ipam.own_ranges(), restored.allocations, restored.freed, now)?;
-        if let (Mode::Seed(founders), Phase::Electing(_)) = (&ipam.config.mode, &ipam.phase) {
-            let founding = Founding { founders: founders.clone(), nonce: 0 };
+        let given = match &ipam.config.mode {
+            Mode::Seed(founders) => Some(Founding { founders: founders.clone(), nonce: 0 }),
+            Mode::Decided(founding) => Some(founding.clone()),
+            Mode::Consensus { .. } | Mode::Observer => None,
+        };
+        if let (Some(founding), Phase::Electing(_)) = (given, &ipam.phase) {
             ipam.found(&founding, now)?;
         }
         ipam.drive(now);
@@ -435,7 +443,7 @@ impl Phase {
             Mode::Consensus { founders: Some(founders) } => Part::Informed(founders),
             Mode::Consensus { founders: None } if config.alone => Part::Informed(std::num::NonZeroU16::MIN),
             Mode::Consensus { founders: None } => Part::Uninformed,
-            Mode::Seed(_) | Mode::Observer => Part::Observer,
+            Mode::Seed(_) | Mode::Decided(_) | Mode::Observer => Part::Observer,
         };
         let election = |candidacies| Self::Electing(Election::new(config.me, part, candidacies));
         match state.map(|state| state.phase) {
