@@ -9,6 +9,7 @@
 //! A switch with a variable (`NO_MASQ_LOCAL`) is off for `0`, `false`, `no` and `off`, on for anything else.
 
 mod init;
+mod kubernetes;
 mod listen;
 
 use std::convert::Infallible;
@@ -23,6 +24,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use weave_proto::{Cidr, Nickname};
 
 pub use init::{IpallocInit, IpallocInitError};
+pub use kubernetes::KubernetesSettings;
 pub use listen::{ListenAddress, ListenAddressError};
 pub use weave_topology::Target;
 
@@ -50,6 +52,9 @@ pub struct Settings {
     /// What it does to its node.
     #[command(flatten)]
     pub node: NodeSettings,
+    /// How it finds its place in a Kubernetes cluster.
+    #[command(flatten)]
+    pub kubernetes: KubernetesSettings,
     /// Where it can be watched.
     #[command(flatten)]
     pub watch: WatchSettings,
@@ -291,18 +296,18 @@ impl Settings {
         )
     }
 
+    /// The name that people read: the one given, or that of the Node, or the host name.
+    #[must_use]
+    pub fn nickname(&self) -> Nickname {
+        let node = self.kubernetes.node_name.as_deref().filter(|_| self.kubernetes.kubernetes);
+        let given = self.identity.nickname.clone();
+        given.or_else(|| node.map(Nickname::lossy)).unwrap_or_else(host_name)
+    }
+
     /// Whether the agent was told of no peer, and so founds a mesh of its own unless it remembers one.
     #[must_use]
     pub const fn is_alone(&self) -> bool {
         self.mesh.peers.is_empty() && !self.mesh.resume
-    }
-}
-
-impl IdentitySettings {
-    /// The name that people read: the one given, or the host name.
-    #[must_use]
-    pub fn nickname(&self) -> Nickname {
-        self.nickname.clone().unwrap_or_else(host_name)
     }
 }
 

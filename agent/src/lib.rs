@@ -11,6 +11,7 @@
 //!   net      the node's kernel state                firewall the nftables tables
 //!   cni      the six verbs                          control  the operator's socket
 //!   http     status and metrics, read-only          render   status as text
+//!   kube     the agent's place in a Kubernetes cluster
 //!   identity who this peer is                       task     tasks with a name, an owner and an end
 //!   dataplane tunnels in user space: the sleeve engine, not yet chosen by any peer
 //! ```
@@ -24,6 +25,7 @@ pub mod dataplane;
 pub mod firewall;
 pub mod http;
 pub mod identity;
+pub mod kube;
 pub mod launch;
 pub mod net;
 pub mod peer;

@@ -406,7 +406,9 @@ Examples:
   A fourth node; one peer is enough, it tells of the others:
     weave launch --secret-file /etc/weave/secret 10.0.0.1
   After a reboot, with the peers that were known before:
-    weave launch --secret-file /etc/weave/secret --resume";
+    weave launch --secret-file /etc/weave/secret --resume
+  In a pod of a Kubernetes cluster, on each Node:
+    weave launch --kubernetes --node-name \"$NODE_NAME\"";
 
 const STATUS: &str = "\
 Show what the agent believes, at this moment. Without PART, all of it in short.

@@ -25,7 +25,7 @@ fn without_flags_the_settings_are_those_of_weave() {
     assert_eq!(settings.watch.metrics_addr.to_string(), "127.0.0.1:6782");
     assert_eq!(settings.paths.data_dir, Path::new("/var/lib/weave"));
     assert!(settings.is_alone() && settings.refusal().is_none());
-    assert!(!settings.identity.nickname().as_str().is_empty());
+    assert!(!settings.nickname().as_str().is_empty());
     assert_eq!(settings.mesh.listen(), ["[::]:6783".parse().unwrap(), "0.0.0.0:6783".parse().unwrap()]);
 }
 
@@ -37,7 +37,7 @@ fn every_flag_reaches_its_room() {
                  --log-format json --data-dir /d 10.0.0.2 node3:7001";
     let settings = read(&words.split_whitespace().collect::<Vec<_>>()).unwrap();
     assert_eq!(settings.identity.secret_file.as_deref(), Some(Path::new("/s")));
-    assert_eq!(settings.identity.nickname().as_str(), "n");
+    assert_eq!(settings.nickname().as_str(), "n");
     assert_eq!(settings.identity.machine_id.as_deref(), Some("m"));
     assert_eq!(settings.mesh.listen(), ["10.0.0.1:7000".parse().unwrap()]);
     assert!(settings.mesh.resume && settings.mesh.no_discovery);

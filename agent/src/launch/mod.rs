@@ -3,6 +3,7 @@
 //! ```text
 //!   check      may this agent run here at all? (range, settings)
 //!   open       the store (one agent a data directory), the sockets
+//!   enter      in a cluster, and without a ring: secret and first split from the API server, for as long as it takes
 //!   wire       brain, performer, peers, kernel, cni, control, http
 //!   run        until a signal, a request to end, or a room that cannot go on
 //!   end        goodbye to the peers; the kernel keeps what it has, so pods talk on
@@ -14,13 +15,14 @@
 mod doors;
 mod kernel;
 mod reset;
+mod waiting;
 mod wiring;
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::{self, ResetPaths, Trace};
@@ -65,10 +67,36 @@ impl cli::Doers for ThisMachine {
 
 /// Runs an agent until it is told to end.
 async fn run(settings: Settings) -> Result<()> {
-    let mut agent = Agent::start(settings).await?;
-    let ended = agent.run().await;
+    let mut signals = Signals::new()?;
+    let mut agent = tokio::select! {
+        started = Agent::start(settings) => started?,
+        () = signals.any() => return Ok(()),
+    };
+    let ended = agent.run(&mut signals).await;
     agent.end().await;
     ended
+}
+
+/// The signals that end an agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    /// Waits for one of them.
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("Told to end by SIGTERM; pods keep their network"),
+            _ = self.interrupt.recv() => tracing::info!("Told to end by SIGINT; pods keep their network"),
+        }
+    }
 }
 
 /// A running agent: the tasks, and what must be ended in order.
@@ -86,38 +114,46 @@ struct Ended {
 
 impl Agent {
     /// Checks, opens and wires everything. On an error nothing was changed in the kernel.
-    async fn start(settings: Settings) -> Result<Self> {
+    async fn start(mut settings: Settings) -> Result<Self> {
         let universe = settings.ipam.range;
         if let Some(overlap) = overlap::find(universe)? {
             bail!(overlap);
         }
-        let secrets = secrets(settings.identity.secret_file.as_deref())?;
         let machine = match &settings.identity.machine_id {
             Some(id) => Machine::named(id),
             None => Machine::this(),
         };
         let (store, loaded) = Store::open(&settings.paths.data_dir, &machine)?;
         let control = ControlSocket::bind(&settings.paths.run_dir)?;
-        let status_server = StatusServer::bind(&settings.watch.http_addr)?;
-        let metrics_server = MetricsServer::bind(&settings.watch.metrics_addr)?;
+        let joined = waiting::join(&mut settings, &loaded, &control).await?;
+        let secrets = secrets(settings.identity.secret_file.as_deref())?;
+        let (status_server, metrics_server) = match &joined {
+            // They have been answering all the while.
+            Some(_) => (None, None),
+            None => (
+                StatusServer::bind(&settings.watch.http_addr)?,
+                MetricsServer::bind(&settings.watch.metrics_addr)?,
+            ),
+        };
         let node = Node::start(NodeSettings::default())?;
 
-        let mut wiring = Wiring::new(&settings, loaded, &secrets)?;
+        let founding = joined.as_ref().and_then(|joined| joined.founding.clone());
+        let mut wiring = Wiring::new(&settings, loaded, founding, &secrets)?;
         let peers = wiring.bind_peers(&settings, secrets).await?;
         wiring.spawn_brain(store, peers);
         wiring.spawn_kernel(&settings, node.clone());
         wiring.spawn_doors(&settings, node, control)?;
         wiring.spawn_watching(status_server, metrics_server);
+        if let Some(joined) = joined {
+            wiring.spawn_cluster(&settings, joined);
+        }
         Ok(wiring.agent)
     }
 
     /// Waits until the agent is told to end, or a room cannot go on.
-    async fn run(&mut self) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    async fn run(&mut self, signals: &mut Signals) -> Result<()> {
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("Told to end by SIGTERM; pods keep their network"),
-            _ = interrupt.recv() => tracing::info!("Told to end by SIGINT; pods keep their network"),
+            () = signals.any() => {}
             _ = self.stop.recv() => tracing::info!("Told to end by the command line; pods keep their network"),
             ended = self.tasks.next() => {
                 let Some(Ended { room, result }) = ended else { bail!("a room died; see the log above") };

@@ -1,25 +1,30 @@
 //! Which room hears from which: channels made, tasks started.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, watch};
 use weave_proto::local::status::{ControlTrust, DataEncryption, EncryptionStatus, NodeStatus, Status};
+use weave_proto::peer::ipam::Founding;
 use weave_proto::peer::{Features, Hello};
 use weave_router::{NodeView, Router};
 
 use super::doors::{AddressDoor, ControlDoor, PortDoor};
 use super::kernel::KernelTask;
+use super::waiting::Joined;
 use super::{Agent, Ended, PERFORMER};
 use crate::brain::{Brain, BrainHandle, Doers, Input, StatusReceiver, performer, snapshot};
+use crate::cni::conflist::{self, Conflist};
 use crate::cni::server::Server;
 use crate::cni::{Cni, Paths, tombstones};
 use crate::config::{IpallocInit, Settings};
 use crate::control::ControlSocket;
 use crate::http::{MetricsServer, StatusServer};
 use crate::identity::Identity;
+use crate::kube::Surroundings;
 use crate::net::{ForwardAccept, HostOptions, Node};
 use crate::peer::{self, PeerEvent, PeerNet, Secrets};
 use crate::store::{Loaded, Store};
@@ -53,11 +58,16 @@ pub(super) struct Wiring {
 
 impl Wiring {
     /// The router with what the store held, and all channels.
-    pub(super) fn new(settings: &Settings, loaded: Loaded, secrets: &Secrets) -> Result<Self> {
+    pub(super) fn new(
+        settings: &Settings,
+        loaded: Loaded,
+        founding: Option<Founding>,
+        secrets: &Secrets,
+    ) -> Result<Self> {
         let identity = loaded.identity.clone();
-        let nickname = settings.identity.nickname();
+        let nickname = settings.nickname();
         tracing::info!("Our name is {}({nickname}), start number {}", identity.name(), identity.uid());
-        let config = router_config(settings, loaded)?;
+        let config = router_config(settings, loaded, founding)?;
         let router = Router::new(config, seed()?, Instant::now())?;
         let hello = router.topology().hello().clone();
 
@@ -65,11 +75,7 @@ impl Wiring {
         let (stop_sender, stop) = mpsc::channel(1);
         let (goodbye_sender, goodbye) = watch::channel(false);
         let (node_status, node) = watch::channel(NodeStatus::default());
-        let base = Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            ..Status::starting(identity.name(), nickname, identity.uid())
-        };
+        let base = first_status(settings, &identity);
         let (publisher, status) = snapshot::Publisher::new(base, fixed(settings, secrets), node);
         Ok(Self {
             agent: Agent { tasks: task::Group::new("agent"), stop, goodbye: goodbye_sender },
@@ -222,6 +228,34 @@ impl Wiring {
         Ok(())
     }
 
+    /// Starts what the agent does for its cluster, and has those who have looked on since the start see the new
+    /// status.
+    pub(super) fn spawn_cluster(&mut self, settings: &Settings, joined: Joined) {
+        let Joined { cluster, front, mut watching, .. } = joined;
+        let mut status = self.status.clone();
+        self.spawn("the servers for those who look on", async move {
+            loop {
+                tokio::select! {
+                    changed = status.changed() => match changed {
+                        Ok(()) => drop(front.send_replace(Arc::clone(&status.borrow_and_update()))),
+                        Err(_) => bail!("the brain has ended"),
+                    },
+                    _ = watching.next() => bail!("one of them has ended"),
+                }
+            }
+        });
+        let around = Surroundings {
+            brain: self.brain.clone(),
+            status: self.status.clone(),
+            given: settings.mesh.peers.clone(),
+            network: network(settings),
+        };
+        self.spawn("the cluster", async move {
+            cluster.attend(around).await;
+            bail!("the brain has ended")
+        });
+    }
+
     /// Starts the servers for those who only look.
     pub(super) fn spawn_watching(&mut self, status: Option<StatusServer>, metrics: Option<MetricsServer>) {
         let feed = self.status.clone();
@@ -241,6 +275,15 @@ impl Wiring {
     }
 }
 
+/// The status of an agent that has begun to start.
+pub(super) fn first_status(settings: &Settings, identity: &Identity) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        ..Status::starting(identity.name(), settings.nickname(), identity.uid())
+    }
+}
+
 /// Chance for the router, which draws all of its own from it.
 fn seed() -> Result<u64> {
     let mut bytes = [0; 8];
@@ -248,11 +291,20 @@ fn seed() -> Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-fn router_config(settings: &Settings, loaded: Loaded) -> Result<weave_router::Config> {
+fn router_config(
+    settings: &Settings,
+    loaded: Loaded,
+    founding: Option<Founding>,
+) -> Result<weave_router::Config> {
     let me = loaded.identity.name();
     let given = settings.mesh.peers.clone();
-    let targets = if settings.mesh.resume { loaded.targets.unwrap_or(given) } else { given };
+    // In a cluster the Nodes are read as soon as the API server answers; until then what was known last must do.
+    let from_store = settings.mesh.resume || (settings.kubernetes.kubernetes && given.is_empty());
+    let targets = if from_store { loaded.targets.unwrap_or(given) } else { given };
     let (mode, founders) = match &settings.ipam.init {
+        _ if founding.is_some() => {
+            (founding.map_or(weave_ipam::Mode::Observer, weave_ipam::Mode::Decided), None)
+        }
         IpallocInit::Consensus(founders) => {
             (weave_ipam::Mode::Consensus { founders: *founders }, founders.map(std::num::NonZeroU16::get))
         }
@@ -265,7 +317,7 @@ fn router_config(settings: &Settings, loaded: Loaded) -> Result<weave_router::Co
             name: me,
             key: loaded.identity.key(),
             uid: loaded.identity.uid(),
-            nickname: settings.identity.nickname(),
+            nickname: settings.nickname(),
             features: Features::FASTDP,
             targets,
             discovery: !settings.mesh.no_discovery,
@@ -278,6 +330,17 @@ fn router_config(settings: &Settings, loaded: Loaded) -> Result<weave_router::Co
         ipam: weave_ipam::Config { me, universe: settings.ipam.range, mode, alone },
         restored: loaded.ipam,
     })
+}
+
+/// The network to tell the container runtime of, and the folder for it.
+fn network(settings: &Settings) -> (Conflist, PathBuf) {
+    let (chained, missing) = conflist::look_around(&settings.kubernetes.cni_bin_dir);
+    for lost in missing {
+        tracing::warn!("{lost}");
+    }
+    let paths = Paths { run_dir: settings.paths.run_dir.clone(), data_dir: settings.paths.data_dir.clone() };
+    let network = Conflist { name: "weave".to_owned(), hairpin: true, mtu: None, paths, chained };
+    (network, settings.kubernetes.cni_conf_dir.clone())
 }
 
 fn fixed(settings: &Settings, secrets: &Secrets) -> snapshot::Fixed {

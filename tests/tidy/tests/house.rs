@@ -40,6 +40,10 @@ const FOREIGN_WORDS: &[(&str, &[&str])] = &[
     ("agent/src/firewall", &["weave_router", "weave_ipam", "weave_topology", "crate::brain", "crate::peer"]),
     ("agent/src/cni", &["weave_router", "crate::brain", "crate::firewall", "crate::peer", "crate::store"]),
     ("agent/src/http", &["weave_router", "crate::brain", "crate::net", "crate::store"]),
+    (
+        "agent/src/kube",
+        &["weave_router", "crate::net", "crate::firewall", "crate::store", "crate::dataplane"],
+    ),
     ("agent/src/store", &["crate::brain", "crate::net", "crate::peer"]),
 ];
 
