@@ -98,7 +98,7 @@ fn super_packet() -> (VnetHeader, Vec<u8>) {
 
 fn super_packets(suite: Suite) {
     let epoch = sealing(suite);
-    let road = Road { lane: &epoch.lanes[0], confirmed: 0, record_len: 1472 };
+    let road = Road { lane: &epoch.lanes[0], confirmed: 0, datagram_len: 1472, envelope: &[] };
     let (vnet, packet) = super_packet();
     let mut outbox = Outbox::new();
     let frame = [&vnet.to_bytes()[..], &packet].concat();
@@ -129,7 +129,7 @@ fn super_packets(suite: Suite) {
 
 fn small_packets() {
     let epoch = sealing(Suite::Aes128Gcm);
-    let road = Road { lane: &epoch.lanes[0], confirmed: 0, record_len: 1472 };
+    let road = Road { lane: &epoch.lanes[0], confirmed: 0, datagram_len: 1472, envelope: &[] };
     let (_, mut packet) = super_packet();
     packet.truncate(52);
     packet[2..4].copy_from_slice(&[0, 52]);

@@ -14,7 +14,7 @@ pub const QUEUE_OFFSET: usize = 2;
 
 /// The wire version this code speaks. It is the high half of the first byte; zero is never sent, so that a
 /// stray QUIC or VXLAN packet is refused by its first byte.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 /// The highest counter a header can hold. Keys are replaced long before.
 pub const MAX_COUNTER: u64 = (1 << 56) - 1;

@@ -25,6 +25,7 @@
 //! * Epochs follow each other without a message and without losing a record ([`session`]).
 //! * Lengths inside an authentic record are still not believed: a peer may have been taken over. A packet's source
 //!   must be the peer's ([`inbox::Deliver::admits`], [`ranges`]).
+//! * A record that another node has to pass on stays sealed from end to end ([`relay`]).
 //! * Congestion marks cross the tunnel in both directions ([`ecn`]).
 //!
 //! Nothing is allocated, locked or logged for a packet. The two buffers, [`outbox::Outbox`] and [`inbox::Inbox`],
@@ -39,6 +40,7 @@ pub mod keys;
 pub mod lane;
 pub mod outbox;
 pub mod ranges;
+pub mod relay;
 pub mod replay;
 pub mod session;
 pub mod vnet;

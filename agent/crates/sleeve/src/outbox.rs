@@ -17,6 +17,7 @@ use crate::ecn::Ecn;
 use crate::header::{Flags, Kind, OVERHEAD};
 use crate::inner::{Inner, Transport};
 use crate::lane::{Exhausted, Mark, SealLane};
+use crate::relay::RELAYED_OVERHEAD;
 
 /// Records in one segmented send: what every kernel with `UDP_SEGMENT` takes.
 pub const MAX_RECORDS: usize = 64;
@@ -61,13 +62,20 @@ pub struct Road<'l> {
     pub lane: &'l SealLane,
     /// The low byte of the newest epoch opened from the peer.
     pub confirmed: u8,
-    /// Bytes of the longest UDP payload on the path.
-    pub record_len: usize,
+    /// Bytes of the longest datagram on the path: of a record, and of what stands in front of it.
+    pub datagram_len: usize,
+    /// What stands in front of each record: nothing, or the header of a relayed one ([`crate::relay`]).
+    pub envelope: &'l [u8],
 }
 
 impl Road<'_> {
     const fn capacity(&self) -> usize {
-        self.record_len.saturating_sub(OVERHEAD)
+        self.datagram_len.saturating_sub(self.overhead())
+    }
+
+    /// What a datagram costs over what it carries.
+    const fn overhead(&self) -> usize {
+        OVERHEAD + self.envelope.len()
     }
 
     const fn mark(&self, counter: u64, kind: Kind, flags: Flags) -> Mark {
@@ -126,7 +134,7 @@ impl Outbox {
         let bundle =
             Bundle { bytes: zeros(usize::from(CHUNK_LEN_MASK)), len: 0, chunks: 0, first: Flags::NONE };
         Self {
-            datagrams: zeros(MAX_BATCH_LEN + OVERHEAD),
+            datagrams: zeros(MAX_BATCH_LEN + RELAYED_OVERHEAD),
             len: 0,
             segment: 0,
             records: 0,
@@ -178,7 +186,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Takes a probe of `len` bytes of UDP payload in all (at least what `plain` needs), and sends it by itself.
+    /// Takes a probe whose datagram has `len` bytes in all (at least what `plain` needs), and sends it by itself.
     ///
     /// # Errors
     /// The key is used up.
@@ -190,13 +198,15 @@ impl Outbox {
         out: &mut impl Transmit,
     ) -> Result<(), NotTaken> {
         self.flush(road, out)?;
-        let padded = len.saturating_sub(OVERHEAD).clamp(plain.len(), self.bundle.bytes.len());
+        let padded = len.saturating_sub(road.overhead()).clamp(plain.len(), self.bundle.bytes.len());
         let counter = road.lane.reserve(1)?;
         self.bundle.bytes[..plain.len()].copy_from_slice(plain);
         self.bundle.bytes[plain.len()..padded].fill(0);
-        let record = &mut self.datagrams[..padded + OVERHEAD];
+        let datagram = &mut self.datagrams[..padded + road.overhead()];
+        let (envelope, record) = datagram.split_at_mut(road.envelope.len());
+        envelope.copy_from_slice(road.envelope);
         road.lane.seal(road.mark(counter, Kind::Probe, Flags::NONE), &self.bundle.bytes[..padded], record);
-        out.transmit(record, padded + OVERHEAD, Ecn::NotEct);
+        out.transmit(datagram, datagram.len(), Ecn::NotEct);
         Ok(())
     }
 
@@ -295,21 +305,24 @@ impl Outbox {
 
     #[inline]
     fn seal(&mut self, mark: Mark, plain: &[u8], road: &Road<'_>, out: &mut impl Transmit) {
-        let record_len = plain.len() + OVERHEAD;
+        let datagram_len = plain.len() + road.overhead();
         let fits = self.records < self.max_records
-            && self.len + record_len <= MAX_BATCH_LEN
-            && record_len <= self.segment;
+            && self.len + datagram_len <= MAX_BATCH_LEN
+            && datagram_len <= self.segment;
         if self.records > 0 && !fits {
             self.send(out);
         }
         if self.records == 0 {
-            self.segment = record_len;
+            self.segment = datagram_len;
         }
-        road.lane.seal(mark, plain, &mut self.datagrams[self.len..self.len + record_len]);
-        self.len += record_len;
+        let datagram = &mut self.datagrams[self.len..self.len + datagram_len];
+        let (envelope, record) = datagram.split_at_mut(road.envelope.len());
+        envelope.copy_from_slice(road.envelope);
+        road.lane.seal(mark, plain, record);
+        self.len += datagram_len;
         self.records += 1;
         // A shorter record can only be the last one; a full batch need not wait for the next packet.
-        if record_len < self.segment
+        if datagram_len < self.segment
             || self.records == self.max_records
             || self.len + self.segment > MAX_BATCH_LEN
         {

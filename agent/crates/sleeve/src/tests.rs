@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
+use weave_proto::PeerName;
 
 use crate::cut::Packet as Handed;
 use crate::ecn::Ecn;
@@ -12,6 +13,7 @@ use crate::inbox::{Deliver, Inbox, Joins, Opened, Record, Refused};
 use crate::keys::{Chain, QueueKey, Role, Suite};
 use crate::lane::SealLane;
 use crate::outbox::{MAX_BATCH_LEN, MAX_RECORDS, Outbox, Road, Transmit};
+use crate::relay::{RELAY_LEN, Relay};
 use crate::replay::ReplayWindow;
 use crate::vnet::{Gso, VNET_LEN, VnetHeader};
 
@@ -32,7 +34,9 @@ impl Transmit for Wire {
         let records: Vec<_> = datagrams.chunks(segment).map(<[u8]>::to_vec).collect();
         assert!(records.len() <= MAX_RECORDS, "the kernel takes no more segments");
         assert!(datagrams.len() <= MAX_BATCH_LEN, "the kernel takes no more bytes");
-        assert!(records.iter().all(|record| record.len() <= RECORD_LEN), "the path takes no more");
+        let longest =
+            if records.iter().all(|record| Relay::is_one(record)) { RELAY_LEN } else { 0 } + RECORD_LEN;
+        assert!(records.iter().all(|record| record.len() <= longest), "the path takes no more");
         self.records.extend(records);
     }
 }
@@ -87,8 +91,14 @@ impl Pair {
     }
 
     fn send(&mut self, packets: &[Packet]) -> Vec<Vec<u8>> {
+        self.send_in(&[], packets)
+    }
+
+    /// On a path that is as much wider as the envelope is long.
+    fn send_in(&mut self, envelope: &[u8], packets: &[Packet]) -> Vec<Vec<u8>> {
         let mut wire = Wire { records: Vec::new() };
-        let road = Road { lane: &self.lane, confirmed: 0, record_len: RECORD_LEN };
+        let datagram_len = RECORD_LEN + envelope.len();
+        let road = Road { lane: &self.lane, confirmed: 0, datagram_len, envelope };
         for packet in packets {
             let mut frame = packet.frame();
             self.outbox.push(Handed::parse(&mut frame).unwrap(), &road, &mut wire).unwrap();
@@ -148,6 +158,23 @@ proptest! {
         }
         prop_assert_eq!(pair.finish(), expected(&packets));
         prop_assert_eq!(pair.inbox.take_refused(), Refused::default());
+    }
+
+    #[test]
+    fn what_goes_in_comes_out_behind_other_nodes(packets in traffic(), hops in 1_u8..8) {
+        let mut pair = Pair::new();
+        let names = [PeerName::from_bits([2, 0, 0, 0, 0, 1]), PeerName::from_bits([2, 0, 0, 0, 0, 2])];
+        let relay = Relay { hops_left: hops, queue: 0, receiver: 5, to: names[1], from: names[0] };
+        for mut frame in pair.send_in(&relay.to_bytes(), &packets) {
+            for hop in 1..=hops {
+                prop_assert!(Relay::parse(&frame).is_ok_and(|parsed| parsed.to == names[1]));
+                prop_assert!(Relay::send_on(&mut frame, u32::from(hop)).is_ok());
+            }
+            prop_assert!(Relay::send_on(&mut frame, 0).is_err());
+            prop_assert!(!pair.receive(&frame), "the frame itself is no record");
+            prop_assert!(pair.receive(&frame[RELAY_LEN..]));
+        }
+        prop_assert_eq!(pair.finish(), expected(&packets));
     }
 
     #[test]
@@ -362,7 +389,7 @@ fn a_marked_packet_of_a_transport_without_ecn_is_dropped() {
 #[test]
 fn a_narrower_path_cuts_tcp_finer_and_refuses_what_may_not_be_cut() {
     let mut pair = Pair::new();
-    let road = Road { lane: &pair.lane, confirmed: 0, record_len: 1000 };
+    let road = Road { lane: &pair.lane, confirmed: 0, datagram_len: 1000, envelope: &[] };
     let mut wire = Wire { records: Vec::new() };
     let packet = reference::tcp_v4(9000, 1388, 0x18);
     pair.outbox.push(Handed::parse(&mut packet.frame()).unwrap(), &road, &mut wire).unwrap();
@@ -391,7 +418,7 @@ fn a_device_without_udp_super_packets_gets_single_ones() {
 #[test]
 fn a_probe_is_padded_to_the_length_asked_for() {
     let mut pair = Pair::new();
-    let road = Road { lane: &pair.lane, confirmed: 0, record_len: RECORD_LEN };
+    let road = Road { lane: &pair.lane, confirmed: 0, datagram_len: RECORD_LEN, envelope: &[] };
     let mut wire = Wire { records: Vec::new() };
     pair.outbox.push_probe(b"are you there", 1400, &road, &mut wire).unwrap();
     assert_eq!(wire.records[0].len(), 1400);

@@ -36,7 +36,7 @@ fuzz_target!(|input: (u16, &[u8])| {
     let seal = std::iter::from_fn(|| session.poll_output())
         .find_map(|output| if let Output::Seal(epoch) = output { Some(epoch) } else { None })
         .expect("a first epoch");
-    let road = Road { lane: &seal.lanes[0], confirmed: 0, record_len };
+    let road = Road { lane: &seal.lanes[0], confirmed: 0, datagram_len: record_len, envelope: &[] };
     let (mut outbox, mut out) = (Outbox::new(), Checks(record_len));
     while let [high, low, content @ ..] = rest {
         let len = usize::from(u16::from_be_bytes([*high, *low])).min(content.len());
