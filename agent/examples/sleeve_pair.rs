@@ -13,7 +13,7 @@ use std::num::NonZeroU8;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use weave_agent::dataplane::sleeve::{Engine, PORT, Peer, SessionSettings};
+use weave_agent::dataplane::sleeve::{Carrier, Engine, PORT, Peer, SendWith, SessionSettings};
 use weave_agent::dataplane::tun::Tun;
 use weave_proto::{Cidr, PeerName};
 use weave_sleeve::keys::{Role, Suite};
@@ -47,18 +47,20 @@ fn main() -> Result<()> {
         Role::Initiator => (INITIATOR, RESPONDER),
         Role::Responder => (RESPONDER, INITIATOR),
     };
-    let peer = PeerName::from_bits([2, 0, 0, 0, 0, if index == INITIATOR { 2 } else { 1 }]);
+    let name = |index| PeerName::from_bits([2, 0, 0, 0, 0, if index == INITIATOR { 1 } else { 2 }]);
+    let peer = name(remote_index);
     let tun = Tun::open(device, queues.get())?;
     println!("offloads {:?}", tun.offloads);
-    let engine =
-        Engine::start(tun, SocketAddr::new(own_outer, PORT), Box::new(|event| println!("{event:?}")))?;
+    let listen = SocketAddr::new(own_outer, PORT);
+    let engine = Engine::start(name(index), tun, listen, Box::new(|event| println!("{event:?}")))?;
     let config =
         Config { role, suite, send_queues: queues, receive_queues: queues, remote_index, record_len };
     let settings = SessionSettings { index, peer, remote: SocketAddr::new(peer_outer, PORT), config };
     engine.open_session(settings, &[42; 32], Instant::now());
     let ranges =
         peer_ranges.split(',').map(str::parse::<Cidr>).collect::<Result<_, _>>().context("peer's ranges")?;
-    engine.set_peers(vec![Peer { peer, ranges, send_with: Some(index), record_len }]);
+    let send_with = Some(SendWith { session: index, carrier: Carrier::Udp });
+    engine.set_peers(vec![Peer { peer, ranges, send_with, hop: None, record_len }]);
     println!("ready");
     let mut shown = engine.counters();
     loop {

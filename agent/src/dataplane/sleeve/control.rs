@@ -9,11 +9,13 @@ use std::time::Instant;
 use weave_proto::{Cidr, PeerName};
 use weave_sleeve::outbox::{Outbox, Road};
 use weave_sleeve::ranges::Ranges;
+use weave_sleeve::relay::{MAX_HOPS, Relay};
 use weave_sleeve::session::{Config, Output, SealEpoch, Session};
 
+use super::carrier::{Carrier, Exit, Hop, Outlet, SendWith};
 use super::counters::Counters;
-use super::socket::{Exit, Socket};
-use super::table::{Live, OpenKeys, OpenSession, PeerRoute, SendRoad, Table};
+use super::socket::Socket;
+use super::table::{Forward, Live, OpenKeys, OpenSession, PeerRoute, SendRoad, Table};
 
 /// One peer, as the owner wants it reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,10 +24,13 @@ pub struct Peer {
     pub peer: PeerName,
     /// The inner addresses that are its own: packets for them go to it, and packets from it must come from them.
     pub ranges: Vec<Cidr>,
-    /// The session to send with, by the own index; none sends nothing (another method carries its packets), but
-    /// what comes from it is still taken.
-    pub send_with: Option<u32>,
-    /// Bytes of the longest UDP payload that the path takes.
+    /// How its packets are sent; none sends nothing (another method carries them), but what comes from it is still
+    /// taken.
+    pub send_with: Option<SendWith>,
+    /// How relay frames get to it, for it or for others behind it; none sends none.
+    pub hop: Option<Hop>,
+    /// Bytes of the longest datagram that the way of `send_with` takes: a UDP payload or a QUIC datagram, with the
+    /// header of a relay frame where that is due.
     pub record_len: usize,
 }
 
@@ -43,8 +48,8 @@ pub struct SessionSettings {
     pub config: Config,
 }
 
-#[derive(Default)]
 pub(super) struct Control {
+    name: PeerName,
     peers: BTreeMap<PeerName, Peer>,
     sessions: BTreeMap<u32, OneSession>,
     prober: Outbox,
@@ -54,6 +59,8 @@ pub(super) struct Control {
 struct OneSession {
     machine: Session,
     peer: PeerName,
+    /// The number by which the peer knows it.
+    remote_index: u32,
     remote: SocketAddr,
     seal: Option<Arc<SealEpoch>>,
     open: Vec<Arc<OpenKeys>>,
@@ -63,12 +70,25 @@ struct OneSession {
 /// A probe to be sent.
 #[derive(Clone, Copy)]
 pub(super) struct Probe<'a> {
+    pub(super) session: u32,
+    pub(super) carrier: &'a Carrier,
     pub(super) content: &'a [u8],
-    /// Bytes of UDP payload in all.
+    /// Bytes of the datagram in all.
     pub(super) len: usize,
 }
 
+/// A way, resolved: where datagrams leave, and the relay header in front of them where one is due.
+struct Leaving {
+    outlet: Outlet,
+    envelope: Option<Relay>,
+}
+
 impl Control {
+    pub(super) fn new(name: PeerName) -> Self {
+        let (peers, sessions) = (BTreeMap::new(), BTreeMap::new());
+        Self { name, peers, sessions, prober: Outbox::new(), changed: false }
+    }
+
     pub(super) fn set_peers(&mut self, peers: Vec<Peer>) {
         self.peers = peers.into_iter().map(|peer| (peer.peer, peer)).collect();
         self.changed = true;
@@ -76,9 +96,17 @@ impl Control {
 
     pub(super) fn open_session(&mut self, settings: SessionSettings, exported: &[u8], now: Instant) {
         let SessionSettings { index, peer, remote, config } = settings;
+        let remote_index = config.remote_index;
         let machine = Session::new(config, exported, now);
-        let mut session =
-            OneSession { machine, peer, remote, seal: None, open: Vec::new(), live: Arc::default() };
+        let mut session = OneSession {
+            machine,
+            peer,
+            remote_index,
+            remote,
+            seal: None,
+            open: Vec::new(),
+            live: Arc::default(),
+        };
         session.drain();
         self.sessions.insert(index, session);
         self.changed = true;
@@ -123,13 +151,17 @@ impl Control {
         moved
     }
 
-    pub(super) fn probe(&mut self, index: u32, probe: Probe<'_>, socket: &Socket, count: &Counters) -> bool {
-        let Probe { content, len } = probe;
+    /// Whether it could be sent.
+    pub(super) fn probe(&mut self, probe: Probe<'_>, socket: &Socket, count: &Counters) -> bool {
+        let Probe { session: index, carrier, content, len } = probe;
         let Some(session) = self.sessions.get(&index) else { return false };
         let Some(lane) = session.seal.as_ref().and_then(|seal| seal.lanes.first()) else { return false };
+        let Some(Leaving { outlet, envelope }) = self.leaving(session, carrier) else { return false };
+        let envelope = envelope.map(Relay::to_bytes);
+        let envelope = envelope.as_ref().map_or(&[][..], |envelope| envelope);
         let confirmed = session.live.opened.load(Ordering::Relaxed);
-        let road = Road { lane, confirmed, record_len: len };
-        let mut out = Exit { socket, remote: &session.remote, count };
+        let road = Road { lane, confirmed, datagram_len: len, envelope };
+        let mut out = Exit { socket, outlet: &outlet, count };
         self.prober.push_probe(content, len, &road, &mut out).is_ok()
     }
 
@@ -164,17 +196,63 @@ impl Control {
             ranges: Ranges::new(prefixes),
             peers: self.peers.values().map(|peer| PeerRoute { road: self.road(peer) }).collect(),
             sessions: self.sessions.iter().map(opening).collect(),
+            forwards: self
+                .peers
+                .iter()
+                .filter_map(|(&name, peer)| Some((name, self.forward(peer)?)))
+                .collect(),
         }
     }
 
     fn road(&self, peer: &Peer) -> Option<Arc<SendRoad>> {
-        let session = self.sessions.get(&peer.send_with?).filter(|session| session.peer == peer.peer)?;
-        Some(Arc::new(SendRoad {
-            remote: session.remote,
-            record_len: peer.record_len,
-            seal: Arc::clone(session.seal.as_ref()?),
-            live: Arc::clone(&session.live),
-        }))
+        let SendWith { session, carrier } = peer.send_with.as_ref()?;
+        let session = self.session_with(*session, peer.peer)?;
+        let seal = Arc::clone(session.seal.as_ref()?);
+        let Leaving { outlet, envelope } = self.leaving(session, carrier)?;
+        let queues = (0..=u8::MAX).take(seal.lanes.len());
+        let envelopes = envelope
+            .map_or_else(Vec::new, |relay| queues.map(|queue| Relay { queue, ..relay }.to_bytes()).collect());
+        let live = Arc::clone(&session.live);
+        Some(Arc::new(SendRoad { outlet, datagram_len: peer.record_len, envelopes, seal, live }))
+    }
+
+    fn session_with(&self, index: u32, peer: PeerName) -> Option<&OneSession> {
+        self.sessions.get(&index).filter(|session| session.peer == peer)
+    }
+
+    fn leaving(&self, session: &OneSession, carrier: &Carrier) -> Option<Leaving> {
+        match carrier {
+            Carrier::Udp => Some(Leaving { outlet: Outlet::Udp(session.remote), envelope: None }),
+            Carrier::Quic(link) => Some(Leaving { outlet: Outlet::Quic(link.clone()), envelope: None }),
+            Carrier::Relay(next) => {
+                let Forward { outlet, receiver, .. } = self.direct(*next)?;
+                let (to, from) = (session.peer, self.name);
+                let envelope = Relay { hops_left: MAX_HOPS, queue: 0, receiver, to, from };
+                Some(Leaving { outlet, envelope: Some(envelope) })
+            }
+        }
+    }
+
+    /// How frames get to `peer`, directly or by one other node.
+    fn forward(&self, peer: &Peer) -> Option<Forward> {
+        match peer.hop.as_ref()? {
+            Hop::Next(next) => self.direct(*next),
+            Hop::Udp { .. } | Hop::Quic { .. } => self.direct(peer.peer),
+        }
+    }
+
+    /// How frames get to `next`, if it is a neighbour.
+    fn direct(&self, next: PeerName) -> Option<Forward> {
+        let peer = self.peers.get(&next)?;
+        let (session, outlet) = match peer.hop.as_ref()? {
+            Hop::Udp { session } => {
+                let session = self.session_with(*session, next)?;
+                (session, Outlet::Udp(session.remote))
+            }
+            Hop::Quic { session, link } => (self.session_with(*session, next)?, Outlet::Quic(link.clone())),
+            Hop::Next(_) => return None,
+        };
+        Some(Forward { next, receiver: session.remote_index, outlet })
     }
 }
 

@@ -67,6 +67,16 @@ counters! {
     foreign_source,
     /// Authentic records without a well-formed packet.
     malformed,
+    /// Frames sent on for other peers.
+    relayed,
+    /// Frames that are none, or were not let in: of no session, or from elsewhere than the session's peer.
+    relay_refused,
+    /// Frames to a peer that there is no way to.
+    relay_no_way,
+    /// Frames that had no hop left, or whose way led back.
+    relay_loops,
+    /// Batches for which a QUIC connection's queue had no room.
+    quic_queue_full,
     /// Congestion marks on packets that could not carry them on (RFC 6040): dropped.
     congestion_drops,
 }

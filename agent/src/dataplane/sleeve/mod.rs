@@ -23,15 +23,22 @@
 //! interrupts nothing. Epochs follow from [`weave_sleeve::session`]; the owner only calls [`Engine::maintain`] now and
 //! then.
 //!
-//! **Roaming.** A peer's packets go to where its newest authentic record came from.
+//! **Roaming.** A peer's packets go to where its newest authentic record came from by UDP.
+//!
+//! **Carriers.** A session's records travel by UDP, by a QUIC connection ([`quic`](self)), or in relay frames by way of
+//! another node, which are forwarded here without being opened: whole runs, in place. The owner says for each peer how
+//! to send to it and how relay frames get to it ([`Peer`]); what comes is taken by whatever way it comes.
 //!
 //! The crate `weave-sleeve` holds everything about packets; here are only files, threads and tables.
 
+mod carrier;
 mod control;
 mod counters;
 mod inbound;
+mod intake;
 mod outbound;
 mod published;
+mod quic;
 mod socket;
 mod table;
 mod worker;
@@ -48,13 +55,17 @@ use rustix::event::EventfdFlags;
 use weave_proto::PeerName;
 
 use self::control::{Control, Probe};
+use self::intake::Intake;
 use self::published::Published;
 use self::socket::Socket;
 use self::table::{OpenSession, Table};
 use super::tun::{Queue, Tun};
+use crate::task::{self, Task};
 
+pub use self::carrier::{Carrier, Hop, SendWith, Source};
 pub use self::control::{Peer, SessionSettings};
 pub use self::counters::{Counters, CountersSnapshot};
+pub use self::quic::QuicLink;
 
 /// The UDP port of sleeve.
 pub const PORT: u16 = 6785;
@@ -69,8 +80,8 @@ pub enum Event {
         /// In which session, by the own index.
         session: u32,
         /// Where it came from.
-        from: SocketAddr,
-        /// Bytes of UDP payload that it was long: proof that so much passes.
+        from: Source,
+        /// Bytes of the datagram that it was: proof that so much passes.
         len: usize,
         /// What it said, with its padding.
         content: Box<[u8]>,
@@ -81,6 +92,20 @@ pub enum Event {
         peer: PeerName,
         /// From where.
         to: SocketAddr,
+    },
+    /// How long a datagram may be on a QUIC connection: told when it begins to be read, and when that has changed.
+    QuicLargest {
+        /// The connection.
+        link: QuicLink,
+        /// Bytes; 0 if the other end takes none.
+        largest: usize,
+    },
+    /// A QUIC connection has ended. Nothing comes by it any more.
+    QuicLost {
+        /// The connection.
+        link: QuicLink,
+        /// Why.
+        why: String,
     },
     /// The device has vanished; the engine has to be made anew.
     DeviceLost,
@@ -108,7 +133,7 @@ pub enum EngineError {
 /// The running engine. Stops when dropped.
 pub struct Engine {
     shared: Arc<Shared>,
-    sockets: Vec<Arc<Socket>>,
+    workers: Vec<Worker>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -123,6 +148,8 @@ struct Worker {
 
 /// What the threads and the owner share.
 struct Shared {
+    /// This node.
+    name: PeerName,
     table: Arc<Published<Table>>,
     control: Mutex<Control>,
     count: Counters,
@@ -132,30 +159,35 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts the threads: one for each queue of the device.
+    /// Starts the threads of the node `name`: one for each queue of the device.
     ///
     /// # Errors
     /// The address cannot be bound, or the system has no more threads.
-    pub fn start(tun: Tun, listen: SocketAddr, events: EventSink) -> Result<Self, EngineError> {
+    pub fn start(
+        name: PeerName,
+        tun: Tun,
+        listen: SocketAddr,
+        events: EventSink,
+    ) -> Result<Self, EngineError> {
         let queues = u8::try_from(tun.queues.len()).unwrap_or(u8::MAX);
         let sockets =
             Socket::bind_group(listen, queues).map_err(|source| EngineError::Bind { listen, source })?;
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| EngineError::Start(error.into()))?;
         let shared = Arc::new(Shared {
+            name,
             table: Arc::new(Published::new(Table::default())),
-            control: Mutex::default(),
+            control: Mutex::new(Control::new(name)),
             count: Counters::default(),
             wake,
             stopping: AtomicBool::new(false),
             events,
         });
-        let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
-        let mut engine = Self { shared, sockets, threads: Vec::new() };
-        for (queue, file) in tun.queues.into_iter().enumerate() {
-            let Some(socket) = engine.sockets.get(queue) else { break };
-            let (tun, socket, shared) = (Arc::new(file), Arc::clone(socket), Arc::clone(&engine.shared));
+        let mut engine = Self { shared, workers: Vec::new(), threads: Vec::new() };
+        for (queue, (file, socket)) in tun.queues.into_iter().zip(sockets).enumerate() {
+            let (tun, socket, shared) = (Arc::new(file), Arc::new(socket), Arc::clone(&engine.shared));
             let worker = Worker { queue, tun, socket, shared };
+            engine.workers.push(worker.clone());
             engine.spawn(format!("sleeve-{queue}"), worker)?;
         }
         Ok(engine)
@@ -174,7 +206,8 @@ impl Engine {
 
     /// Begins to open the records of a session. Sending moves to it when [`Engine::set_peers`] says so.
     pub fn open_session(&self, settings: SessionSettings, exported: &[u8], now: Instant) {
-        let remote = self.sockets.first().map_or(settings.remote, |socket| socket.mapped(settings.remote));
+        let first = self.workers.first();
+        let remote = first.map_or(settings.remote, |worker| worker.socket.mapped(settings.remote));
         self.shared.change(|control| {
             control.open_session(SessionSettings { remote, ..settings }, exported, now);
         });
@@ -195,13 +228,24 @@ impl Engine {
         deadline
     }
 
-    /// Sends `content` to a peer in a session, padded to `len` bytes of UDP payload. False if it could not be sent:
-    /// no such session, or longer than the kernel says the path takes.
-    pub fn probe(&self, session: u32, content: &[u8], len: usize) -> bool {
-        let Some(socket) = self.sockets.first() else { return false };
-        let too_long = self.shared.count.too_long_sent.now();
-        let known = self.shared.control().probe(session, Probe { content, len }, socket, &self.shared.count);
-        known && self.shared.count.too_long_sent.now() == too_long
+    /// Sends `content` to a peer in a session, by `carrier`, in a datagram padded to `len` bytes. False if it could
+    /// not be sent: no such session or way, or longer than is known to pass.
+    pub fn probe(&self, session: u32, carrier: &Carrier, content: &[u8], len: usize) -> bool {
+        let Some(Worker { socket, .. }) = self.workers.first() else { return false };
+        let count = &self.shared.count;
+        let refused = || count.too_long_sent.now() + count.send_failures.now() + count.quic_queue_full.now();
+        let before = refused();
+        let probe = Probe { session, carrier, content, len };
+        self.shared.control().probe(probe, socket, count) && refused() == before
+    }
+
+    /// Takes what comes by a QUIC connection with `peer`, until it ends or the task is dropped, and makes it a carrier.
+    /// Needs a tokio runtime. None only if the device has no queue.
+    pub fn carry(&self, peer: PeerName, connection: quinn::Connection) -> Option<(QuicLink, Task)> {
+        let intake = Intake::new(self.workers.first()?);
+        let link = QuicLink::new(peer, connection);
+        let reading = quic::read(link.clone(), Arc::clone(&self.shared), intake);
+        Some((link, task::spawn("quic carrier", reading)))
     }
 
     /// Whether something authentic has come in this session since the last call with this number, and the new number.

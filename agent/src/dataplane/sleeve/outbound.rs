@@ -10,9 +10,10 @@ use weave_sleeve::cut::Packet;
 use weave_sleeve::outbox::{NotTaken, Outbox, Road};
 use weave_sleeve::vnet::VNET_LEN;
 
+use super::carrier::Exit;
 use super::counters::Counters;
 use super::published::Reader;
-use super::socket::{Exit, Socket};
+use super::socket::Socket;
 use super::table::{SendRoad, Table};
 use super::{Shared, Worker};
 use crate::dataplane::tun::Queue;
@@ -116,8 +117,10 @@ fn on<'a>(
     count: &'a Counters,
 ) -> Option<(Road<'a>, Exit<'a>)> {
     let lanes = &road.seal.lanes;
-    let lane = lanes.get(queue % lanes.len().max(1))?;
+    let at = queue % lanes.len().max(1);
+    let lane = lanes.get(at)?;
     let confirmed = road.live.opened.load(Ordering::Relaxed);
-    let out = Exit { socket, remote: &road.remote, count };
-    Some((Road { lane, confirmed, record_len: road.record_len }, out))
+    let envelope = road.envelopes.get(at).map_or(&[][..], |envelope| envelope);
+    let out = Exit { socket, outlet: &road.outlet, count };
+    Some((Road { lane, confirmed, datagram_len: road.datagram_len, envelope }, out))
 }

@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use weave_sleeve::ecn::Ecn;
 use weave_sleeve::header::QUEUE_OFFSET;
-use weave_sleeve::outbox::Transmit;
 
 use super::counters::Counters;
 use crate::dataplane::sys::{self, Received};
@@ -30,12 +28,12 @@ pub(super) struct Socket {
     pub(super) fault: std::sync::atomic::AtomicI32,
 }
 
-/// Records of `segment` bytes each, of which the last may be shorter.
+/// Datagrams of `segment` bytes each, of which the last may be shorter.
 #[derive(Clone, Copy)]
 pub(super) struct Batch<'a> {
-    records: &'a [u8],
-    segment: usize,
-    ecn: u8,
+    pub(super) datagrams: &'a [u8],
+    pub(super) segment: usize,
+    pub(super) ecn: u8,
 }
 
 impl Socket {
@@ -98,16 +96,16 @@ impl Socket {
         }
     }
 
-    /// Sends records of `segment` bytes each: by one call while that works, else one by one.
+    /// Sends datagrams of `segment` bytes each: by one call while that works, else one by one.
     #[inline]
     pub(super) fn send(&self, to: &SocketAddr, batch: Batch<'_>, count: &Counters) {
-        let Batch { records, segment, ecn } = batch;
-        let single = records.len() <= segment;
+        let Batch { datagrams, segment, ecn } = batch;
+        let single = datagrams.len() <= segment;
         if single || self.segmentation.load(Ordering::Relaxed) {
-            match self.send_patiently(to, records, segment, ecn) {
+            match self.send_patiently(to, datagrams, segment, ecn) {
                 Ok(()) => {
                     count.batches_sent.one();
-                    count.bytes_sent.add(records.len() as u64);
+                    count.bytes_sent.add(datagrams.len() as u64);
                     return;
                 }
                 Err(error) if single || !self.is_about_segmentation(&error) => {
@@ -117,9 +115,9 @@ impl Socket {
             }
         }
         count.unsegmented_batches.one();
-        for record in records.chunks(segment) {
-            match self.send_patiently(to, record, segment, ecn) {
-                Ok(()) => count.bytes_sent.add(record.len() as u64),
+        for datagram in datagrams.chunks(segment) {
+            match self.send_patiently(to, datagram, segment, ecn) {
+                Ok(()) => count.bytes_sent.add(datagram.len() as u64),
                 Err(error) => count_failure(&error, count),
             }
         }
@@ -179,20 +177,6 @@ fn count_failure(error: &io::Error, count: &Counters) {
         count.too_long_sent.one();
     } else {
         count.send_failures.one();
-    }
-}
-
-/// Sends what an outbox has finished to one address.
-pub(super) struct Exit<'a> {
-    pub(super) socket: &'a Socket,
-    pub(super) remote: &'a SocketAddr,
-    pub(super) count: &'a Counters,
-}
-
-impl Transmit for Exit<'_> {
-    #[inline]
-    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn) {
-        self.socket.send(self.remote, Batch { records: datagrams, segment, ecn: ecn as u8 }, self.count);
     }
 }
 

@@ -7,8 +7,11 @@ use std::sync::{Arc, Mutex};
 use weave_proto::PeerName;
 use weave_sleeve::keys::QueueKey;
 use weave_sleeve::ranges::Ranges;
+use weave_sleeve::relay::RELAY_LEN;
 use weave_sleeve::replay::ReplayWindow;
 use weave_sleeve::session::{OpenEpoch, SealEpoch};
+
+use super::carrier::Outlet;
 
 /// All that a thread needs to know.
 #[derive(Default)]
@@ -19,6 +22,17 @@ pub(super) struct Table {
     pub(super) peers: Vec<PeerRoute>,
     /// In the order of their indexes.
     pub(super) sessions: Vec<OpenSession>,
+    /// How to send relay frames on, in the order of names.
+    pub(super) forwards: Vec<(PeerName, Forward)>,
+}
+
+/// How relay frames get to a peer.
+pub(super) struct Forward {
+    /// The node that they are sent to: the peer itself, or one on the way.
+    pub(super) next: PeerName,
+    /// That node's index of its session with this one.
+    pub(super) receiver: u32,
+    pub(super) outlet: Outlet,
 }
 
 /// How to send to a peer.
@@ -29,8 +43,11 @@ pub(super) struct PeerRoute {
 
 /// Where to send, and with what keys.
 pub(super) struct SendRoad {
-    pub(super) remote: SocketAddr,
-    pub(super) record_len: usize,
+    pub(super) outlet: Outlet,
+    /// Bytes of the longest datagram.
+    pub(super) datagram_len: usize,
+    /// What stands in front of each record, one a lane; none for a direct way.
+    pub(super) envelopes: Vec<[u8; RELAY_LEN]>,
     pub(super) seal: Arc<SealEpoch>,
     pub(super) live: Arc<Live>,
 }
@@ -85,6 +102,11 @@ impl Table {
     pub(super) fn session(&self, index: u32) -> Option<&OpenSession> {
         let at = self.sessions.binary_search_by_key(&index, |session| session.index).ok()?;
         self.sessions.get(at)
+    }
+
+    pub(super) fn forward(&self, to: PeerName) -> Option<&Forward> {
+        let at = self.forwards.binary_search_by_key(&to, |(name, _)| *name).ok()?;
+        self.forwards.get(at).map(|(_, forward)| forward)
     }
 }
 

@@ -15,6 +15,7 @@ use weave_sleeve::vnet::{Gso, VnetHeader};
 use super::*;
 
 mod lab;
+mod relay;
 
 use lab::{Lab, Side, eventually};
 
@@ -41,7 +42,8 @@ fn config(side: Side, remote_index: u32, record_len: usize) -> Config {
 
 fn peer_of(side: Side, session: u32, record_len: usize) -> Peer {
     let ranges = vec![Cidr::host(inner(side.other()).into())];
-    Peer { peer: name(side.other()), ranges, send_with: Some(session), record_len }
+    let send_with = Some(SendWith { session, carrier: Carrier::Udp });
+    Peer { peer: name(side.other()), ranges, send_with, hop: None, record_len }
 }
 
 impl End {
@@ -50,7 +52,7 @@ impl End {
         let engine = lab.inside(side, || {
             let tun = Tun::open("weave-tun", queues).unwrap();
             let listen = SocketAddr::new(lab.outer(side).into(), PORT);
-            Engine::start(tun, listen, Box::new(move |event| drop(tell.send(event)))).unwrap()
+            Engine::start(name(side), tun, listen, Box::new(move |event| drop(tell.send(event)))).unwrap()
         });
         lab.run(side, &format!("ip link set weave-tun mtu {} up", RECORD_LEN - 32));
         lab.run(side, &format!("ip addr add {}/32 dev weave-tun", inner(side)));
@@ -89,8 +91,13 @@ fn crosses(a: &UdpSocket, b: &UdpSocket, content: &[u8]) -> bool {
 
 /// Sends `len` bytes by TCP from A to B and compares what arrives.
 fn bulk(lab: &Lab, len: usize) {
-    let listener = lab.inside(Side::B, || TcpListener::bind((inner(Side::B), 7001)).unwrap());
-    let mut to = lab.inside(Side::A, || TcpStream::connect((inner(Side::B), 7001)).unwrap());
+    bulk_to(lab, Side::B, len);
+}
+
+/// Sends `len` bytes by TCP from A to `far` and compares what arrives.
+fn bulk_to(lab: &Lab, far: Side, len: usize) {
+    let listener = lab.inside(far, || TcpListener::bind((inner(far), 7001)).unwrap());
+    let mut to = lab.inside(Side::A, || TcpStream::connect((inner(far), 7001)).unwrap());
     let (mut from, _) = listener.accept().unwrap();
     let sent: Vec<u8> = (0..len).map(|at| (at ^ at >> 9) as u8).collect();
     let expected = sent.clone();
@@ -127,7 +134,7 @@ fn a_kernel_that_refuses_to_segment_is_done_without() {
     for (error, for_good) in [(libc::EIO, true), (libc::EINVAL, true), (libc::EMSGSIZE, false)] {
         let Some(lab) = Lab::new(&format!("e{error}")) else { return };
         let (a, b) = two_ends(&lab);
-        let socket = &a.engine.sockets[0];
+        let socket = &a.engine.workers[0].socket;
         socket.fault.store(error, Ordering::Relaxed);
         bulk(&lab, 1 << 20);
         assert!(a.engine.counters().unsegmented_batches > 0, "error {error}");
@@ -175,7 +182,7 @@ fn a_super_packet_that_the_kernel_does_not_know_is_cut_for_it() {
     };
     let mut frame = [&vnet.to_bytes()[..], &packet].concat();
     let count = Counters::default();
-    let joins = inbound::cut_for(&tun.queues[0], &count, &mut frame);
+    let joins = intake::cut_for(&tun.queues[0], &count, &mut frame);
     assert!(joins.tcp && !joins.udp, "no more of this kind are joined");
     assert_eq!((count.device_splits.now(), count.device_writes.now()), (1, 3));
     let mut buffer = [0; 2000];
@@ -277,14 +284,14 @@ fn noise_and_replays_are_dropped_and_counted() {
 fn a_probe_tells_how_long_it_was() {
     let Some(lab) = Lab::new("probe") else { return };
     let (a, b) = two_ends(&lab);
-    assert!(a.engine.probe(1, b"are you there", 1400));
+    assert!(a.engine.probe(1, &Carrier::Udp, b"are you there", 1400));
     let Ok(Event::Probe { peer, len, content, .. }) = b.events.recv_timeout(Duration::from_secs(5)) else {
         panic!("no probe came")
     };
     assert_eq!((peer, len), (name(Side::A), 1400));
     assert!(content.starts_with(b"are you there"));
-    assert!(!a.engine.probe(1, b"too long for the path", 2000));
-    assert!(!a.engine.probe(77, b"no such session", 100));
+    assert!(!a.engine.probe(1, &Carrier::Udp, b"too long for the path", 2000));
+    assert!(!a.engine.probe(77, &Carrier::Udp, b"no such session", 100));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Two namespaces, A and B, joined by a veth pair. Gone when dropped, also when a test fails.
+//! Two namespaces, A and B, joined by a veth pair, or three in a row. Gone when dropped, also when a test fails.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
@@ -11,6 +11,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub(super) enum Side {
     A,
     B,
+    /// Behind B, and out of A's reach.
+    C,
 }
 
 impl Side {
@@ -19,34 +21,57 @@ impl Side {
     }
 
     pub(super) fn digit(self) -> u8 {
-        if self == Self::A { 1 } else { 2 }
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+            Self::C => 3,
+        }
     }
 }
 
 pub(super) struct Lab {
     name: String,
+    sides: &'static [Side],
 }
 
 impl Lab {
-    /// None where there is no right to make namespaces.
+    /// A and B. None where there is no right to make namespaces.
     pub(super) fn new(test: &str) -> Option<Self> {
+        let lab = Self::with(test, &[Side::A, Side::B])?;
+        lab.join((Side::A, "veth0"), (Side::B, "veth0"));
+        Some(lab)
+    }
+
+    /// A, B and C in a row: A and C reach B alone.
+    pub(super) fn row(test: &str) -> Option<Self> {
+        let lab = Self::with(test, &[Side::A, Side::B, Side::C])?;
+        lab.join((Side::A, "veth0"), (Side::B, "veth0"));
+        lab.join((Side::C, "veth0"), (Side::B, "veth1"));
+        Some(lab)
+    }
+
+    fn with(test: &str, sides: &'static [Side]) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             assert!(std::env::var_os("CI").is_none(), "CI must run this as root");
             println!("skipped: needs root");
             return None;
         }
-        let lab = Self { name: format!("sl-{}-{test}", std::process::id()) };
-        for side in [Side::A, Side::B] {
+        let lab = Self { name: format!("sl-{}-{test}", std::process::id()), sides };
+        for &side in sides {
             shell(&format!("ip netns add {}", lab.namespace(side)));
-        }
-        let (a, b) = (lab.namespace(Side::A), lab.namespace(Side::B));
-        shell(&format!("ip -n {a} link add veth0 type veth peer name veth0 netns {b}"));
-        for side in [Side::A, Side::B] {
-            lab.run(side, &format!("ip addr add {}/24 dev veth0", lab.outer(side)));
-            lab.run(side, "ip link set veth0 up");
             lab.run(side, "ip link set lo up");
         }
         Some(lab)
+    }
+
+    /// Joins two sides; the network is that of the first.
+    fn join(&self, (one, link): (Side, &str), (other, other_link): (Side, &str)) {
+        let (a, b) = (self.namespace(one), self.namespace(other));
+        shell(&format!("ip -n {a} link add {link} type veth peer name {other_link} netns {b}"));
+        for (side, link) in [(one, link), (other, other_link)] {
+            self.run(side, &format!("ip addr add {}/24 dev {link}", self.outer_towards(side, one)));
+            self.run(side, &format!("ip link set {link} up"));
+        }
     }
 
     fn namespace(&self, side: Side) -> String {
@@ -54,7 +79,13 @@ impl Lab {
     }
 
     pub(super) fn outer(&self, side: Side) -> Ipv4Addr {
-        Ipv4Addr::new(192, 168, 77, side.digit())
+        self.outer_towards(side, side)
+    }
+
+    /// The address of `side` in the network that it shares with `other`.
+    pub(super) fn outer_towards(&self, side: Side, other: Side) -> Ipv4Addr {
+        let net = if side == Side::C || other == Side::C { 78 } else { 77 };
+        Ipv4Addr::new(192, 168, net, side.digit())
     }
 
     pub(super) fn run(&self, side: Side, command: &str) {
@@ -77,7 +108,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for side in [Side::A, Side::B] {
+        for &side in self.sides {
             let _: Result<_, _> = Command::new("ip").args(["netns", "del", &self.namespace(side)]).status();
         }
     }
