@@ -34,6 +34,7 @@ use serde::de::DeserializeOwned;
 
 use crate::peer::ipam::{IpamPhase, MAX_RING_ENTRIES, MAX_VOTERS};
 use crate::peer::topology::{MAX_LINKS, MAX_RECORDS};
+use crate::peer::tunnel::{MAX_ROUTED, MAX_SUITES};
 use crate::peer::{
     Directed, Hello, IpamDirected, IpamState, Message, PeerRecord, Refusal, SPOKEN, WireVersion,
 };
@@ -76,13 +77,19 @@ pub enum Kind {
     Ipam,
     /// [`Message::Directed`].
     Directed,
+    /// [`Message::Terms`].
+    Terms,
     /// [`Message::Warning`].
     Warning,
+    /// [`Message::Offer`].
+    Offer,
+    /// [`Message::Routed`].
+    Routed,
 }
 
 impl Kind {
     /// Every kind, in the order of numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Hello,
         Self::Refusal,
         Self::Topology,
@@ -90,7 +97,10 @@ impl Kind {
         Self::Want,
         Self::Ipam,
         Self::Directed,
+        Self::Terms,
         Self::Warning,
+        Self::Offer,
+        Self::Routed,
     ];
 
     /// The number on the wire. Never reused, never changed.
@@ -104,7 +114,10 @@ impl Kind {
             Self::Want => 5,
             Self::Ipam => 6,
             Self::Directed => 7,
+            Self::Terms => 8,
             Self::Warning => 9,
+            Self::Offer => 10,
+            Self::Routed => 11,
         }
     }
 
@@ -126,6 +139,9 @@ impl Kind {
             Self::Ipam => "ipam",
             Self::Directed => "directed",
             Self::Warning => "warning",
+            Self::Terms => "terms",
+            Self::Offer => "offer",
+            Self::Routed => "routed",
         }
     }
 
@@ -140,6 +156,8 @@ impl Kind {
     ///   ([`MAX_RING_ENTRIES`]) take 640 KiB; an election among a hundred candidates, each with its electorates,
     ///   takes about as much.
     /// * `directed`: a grant of space carries the giver's whole state, so as much as `ipam` and a little more.
+    /// * `terms`, `offer`: a handful of small numbers.
+    /// * `routed`: its body's most, and its names.
     #[must_use]
     pub const fn max_payload(self) -> usize {
         match self {
@@ -149,6 +167,8 @@ impl Kind {
             Self::Want => 256 * KIB,
             Self::Ipam => 4 * MIB,
             Self::Directed => MAX_PAYLOAD,
+            Self::Terms | Self::Offer => 64,
+            Self::Routed => MAX_ROUTED + 32,
         }
     }
 
@@ -157,7 +177,15 @@ impl Kind {
     pub const fn is_frozen(self) -> bool {
         match self {
             Self::Hello | Self::Refusal => true,
-            Self::Topology | Self::Digest | Self::Want | Self::Ipam | Self::Directed | Self::Warning => false,
+            Self::Topology
+            | Self::Digest
+            | Self::Want
+            | Self::Ipam
+            | Self::Directed
+            | Self::Warning
+            | Self::Terms
+            | Self::Offer
+            | Self::Routed => false,
         }
     }
 
@@ -173,6 +201,9 @@ impl Kind {
             Message::Ipam(_) => Self::Ipam,
             Message::Directed(_) => Self::Directed,
             Message::Warning(_) => Self::Warning,
+            Message::Terms(_) => Self::Terms,
+            Message::Offer(_) => Self::Offer,
+            Message::Routed(_) => Self::Routed,
         }
     }
 }
@@ -280,6 +311,9 @@ pub fn encode(message: &Message, version: WireVersion) -> Result<Vec<u8>, Encode
         Message::Ipam(state) => append(&mut frame, kind, &**state),
         Message::Directed(directed) => append(&mut frame, kind, directed),
         Message::Warning(warning) => append(&mut frame, kind, &shortened(warning)),
+        Message::Terms(terms) => append(&mut frame, kind, terms),
+        Message::Offer(offer) => append(&mut frame, kind, offer),
+        Message::Routed(routed) => append(&mut frame, kind, routed),
     }?;
     let len = frame.len() - HEADER_LEN;
     let announced = u32::try_from(len).ok().filter(|_| len <= kind.max_payload());
@@ -310,6 +344,9 @@ pub fn decode(kind: Kind, version: WireVersion, payload: &[u8]) -> Result<Messag
         Kind::Ipam => Message::Ipam(whole(kind, payload)?),
         Kind::Directed => Message::Directed(whole(kind, payload)?),
         Kind::Warning => Message::Warning(whole(kind, payload)?),
+        Kind::Terms => Message::Terms(whole(kind, payload)?),
+        Kind::Offer => Message::Offer(whole(kind, payload)?),
+        Kind::Routed => Message::Routed(whole(kind, payload)?),
     };
     check_counts(&message)?;
     Ok(message)
@@ -469,7 +506,10 @@ fn check_counts(message: &Message) -> Result<(), DecodeError> {
         Message::Directed(Directed { body: IpamDirected::SpaceGranted { state, .. }, .. }) => {
             check_state(Kind::Directed, state)
         }
-        Message::Directed(_)
+        Message::Offer(offer) => at_most(Kind::Offer, "suites", offer.suites.len(), MAX_SUITES),
+        Message::Routed(routed) => at_most(Kind::Routed, "bytes of body", routed.body.len(), MAX_ROUTED),
+        Message::Terms(_)
+        | Message::Directed(_)
         | Message::Hello(_)
         | Message::Refusal(_)
         | Message::Warning(_)

@@ -14,7 +14,7 @@ const MUTATIONS: u32 = 3000;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 14] = [
     ("frames", targets::frames),
     ("hello", targets::hello),
     ("refusal", targets::refusal),
@@ -24,6 +24,9 @@ const TARGETS: [Target; 11] = [
     ("ipam", targets::ipam),
     ("directed", targets::directed),
     ("warning", targets::warning),
+    ("terms", targets::terms),
+    ("offer", targets::offer),
+    ("routed", targets::routed),
     ("control_request", targets::control_request),
     ("cni_request", targets::cni_request),
 ];

@@ -212,6 +212,8 @@ impl Brain {
             Output::Reply { request, result } => {
                 Effect::Reply(self.callers.remove(&request.0)?, Box::new(result))
             }
+            // Nothing probes and nothing is sealed before there is a data plane in user space.
+            Output::Probe(_) | Output::Offer { .. } | Output::Routed { .. } => return None,
             Output::Lost(allocations) => {
                 log::lost(&allocations);
                 return None;

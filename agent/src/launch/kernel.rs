@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use weave_overlay::{Method, Way};
 use weave_proto::PeerName;
 use weave_proto::local::status::NodeStatus;
 use weave_router::NodeView;
@@ -65,11 +66,10 @@ impl KernelTask {
             .table
             .paths
             .into_iter()
-            .map(|path| PeerPath {
-                peer: path.peer,
-                underlay: path.underlay,
-                overlay: path.overlay,
-                ranges: path.ranges,
+            .filter(|path| path.way == Way::direct(Method::FastDp))
+            .filter_map(|path| {
+                let underlay = path.underlay?;
+                Some(PeerPath { peer: path.peer, underlay, overlay: path.overlay, ranges: path.ranges })
             })
             .collect();
         let towards: Vec<IpAddr> = peers.iter().map(|path| path.underlay).collect();

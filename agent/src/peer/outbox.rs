@@ -7,8 +7,10 @@
 //!
 //! | message | kept | bound |
 //! |---|---|---|
+//! | `Terms`, `Offer` | the last | one of each |
 //! | `Directed` | each one, in order; the oldest goes when full | [`MAX_DIRECTED`] |
 //! | `Warning` | the last | one |
+//! | `Routed` | each one, in order; the oldest goes when full | [`MAX_ROUTED`] |
 //! | `Ipam` | the last | one |
 //! | `Topology` | the newest record of each peer | one a peer |
 //! | `Want` | the union | one name a peer |
@@ -21,12 +23,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use weave_proto::peer::topology::MAX_RECORDS;
-use weave_proto::peer::{Digest, Directed, IpamState, Message, PeerRecord, Refusal};
+use weave_proto::peer::{Digest, Directed, IpamState, Message, Offer, PeerRecord, Refusal, Routed, Terms};
 use weave_proto::{PeerKey, PeerName};
 
 /// How many `Directed` messages wait for one link. An allocator asks one peer at a time and repeats itself, so
 /// more than this is the backlog of a peer that does not read; dropping the oldest is what its sender expects.
 pub(super) const MAX_DIRECTED: usize = 128;
+
+/// How many `Routed` messages wait for one link: a handshake takes four, and one that stalls is begun anew.
+pub(super) const MAX_ROUTED: usize = 128;
 
 /// About how many links of records go into one `Topology` message: at 27 bytes each, a quarter of a megabyte,
 /// well below the frame's maximum and small enough to let something urgent pass between two of them.
@@ -38,6 +43,9 @@ const NAMES_PER_MESSAGE: usize = 4 * MAX_RECORDS;
 /// See the module's docs. Knows no clock and no lock.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
+    terms: Option<Terms>,
+    offer: Option<Offer>,
+    routed: VecDeque<Routed>,
     directed: VecDeque<Directed>,
     warning: Option<Refusal>,
     ipam: Option<Box<IpamState>>,
@@ -61,6 +69,15 @@ impl Outbox {
                 self.directed.push_back(directed);
             }
             Message::Warning(warning) => self.warning = Some(warning),
+            Message::Routed(routed) => {
+                if self.routed.len() == MAX_ROUTED {
+                    self.routed.pop_front();
+                    self.dropped += 1;
+                }
+                self.routed.push_back(routed);
+            }
+            Message::Terms(terms) => self.terms = Some(terms),
+            Message::Offer(offer) => self.offer = Some(offer),
             Message::Ipam(state) => self.ipam = Some(state),
             Message::Topology(records) => records.into_iter().for_each(|record| self.push_record(record)),
             Message::Want(names) => self.wanted.extend(names),
@@ -71,11 +88,20 @@ impl Outbox {
 
     /// Takes the next message out; none if all is said.
     pub(super) fn pop(&mut self) -> Option<Message> {
+        if let Some(terms) = self.terms.take() {
+            return Some(Message::Terms(terms));
+        }
+        if let Some(offer) = self.offer.take() {
+            return Some(Message::Offer(offer));
+        }
         if let Some(directed) = self.directed.pop_front() {
             return Some(Message::Directed(directed));
         }
         if let Some(warning) = self.warning.take() {
             return Some(Message::Warning(warning));
+        }
+        if let Some(routed) = self.routed.pop_front() {
+            return Some(Message::Routed(routed));
         }
         if let Some(state) = self.ipam.take() {
             return Some(Message::Ipam(state));

@@ -83,6 +83,21 @@ pub fn directed(data: &[u8]) {
     message(Kind::Directed, data);
 }
 
+/// The payload of a peer's terms.
+pub fn terms(data: &[u8]) {
+    message(Kind::Terms, data);
+}
+
+/// The payload of an offer.
+pub fn offer(data: &[u8]) {
+    message(Kind::Offer, data);
+}
+
+/// The payload of a routed message.
+pub fn routed(data: &[u8]) {
+    message(Kind::Routed, data);
+}
+
 /// A line from the command line tool.
 pub fn control_request(data: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<control::Request>(data) {

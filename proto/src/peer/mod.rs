@@ -10,17 +10,19 @@
 //!      | <---- Warning ---------------> |     what the other side cannot see itself
 //! ```
 //!
-//! Everything but [`Directed`] is *state*: it may be lost, repeated and reordered, and merging it twice is
+//! Everything but [`Directed`] and [`Routed`] is *state*: it may be lost, repeated and reordered, and merging it twice is
 //! harmless.
 
 pub mod ipam;
 pub mod topology;
+pub mod tunnel;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Cidr, Nickname, PeerName, PeerUid};
 pub use ipam::{IpamDirected, IpamState};
 pub use topology::{Features, LinkRecord, PeerRecord, RecordDigest, RecordVersion};
+pub use tunnel::{Offer, Routed, Terms};
 
 /// A version of the peer protocol. Two peers speak the highest that both know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -159,6 +161,12 @@ pub enum Message {
     Directed(Directed),
     /// Something is wrong with you, though I keep this connection: another agent with your identity has called me.
     Warning(Refusal),
+    /// What I demand of pod packets between us two.
+    Terms(Terms),
+    /// How to send sealed records to me with the keys of this connection.
+    Offer(Offer),
+    /// For one peer's data plane, over any number of hops.
+    Routed(Routed),
 }
 
 /// What a peer knows, in short.

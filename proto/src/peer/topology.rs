@@ -22,6 +22,15 @@ pub struct Features(pub u32);
 impl Features {
     /// The kernel forwards VXLAN on UDP 6784.
     pub const FASTDP: Self = Self(1);
+    /// Sealed records on UDP 6785.
+    pub const SLEEVE: Self = Self(2);
+    /// Sealed records in datagrams of a QUIC connection of their own on UDP 6783.
+    pub const QUIC: Self = Self(4);
+    /// Passes on sealed records between two other peers.
+    pub const RELAY: Self = Self(8);
+    /// Wants every pod packet to and from it sealed, except where it has said otherwise to a peer
+    /// ([`Terms`](super::Terms)).
+    pub const ENCRYPT: Self = Self(16);
 
     /// Both sets together.
     #[must_use]

@@ -258,6 +258,7 @@ impl World {
                 alone: targets.is_empty(),
             },
             restored: machine.disk.restored(),
+            encryption: weave_overlay::Encryption::default(),
         };
         let router =
             Router::new(config, seed, now).unwrap_or_else(|error| panic!("node{at} starts: {error}"));

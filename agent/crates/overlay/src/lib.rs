@@ -18,5 +18,7 @@
 //! Methods are ordered from best to worst by the order of [`Method`]'s variants.
 
 mod table;
+mod way;
 
-pub use table::{Choice, ForwardingTable, Method, NoPath, PeerFacts, PeerPath, choose};
+pub use table::{Choice, Encryption, ForwardingTable, NoPath, PeerFacts, PeerPath, PlainFrom, Vtep, choose};
+pub use way::{Carrier, Method, Probe, ProbeAnswer, Via, Way, WayNews};

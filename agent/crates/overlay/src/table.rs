@@ -7,20 +7,7 @@ use std::net::IpAddr;
 use weave_proto::peer::Features;
 use weave_proto::{Cidr, PeerName};
 
-/// A way to carry a pod's packet to another node, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Method {
-    /// The kernel's VXLAN on UDP 6784: in clear, nothing in user space.
-    FastDp,
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::FastDp => "fastdp",
-        })
-    }
-}
+use crate::{Method, Way};
 
 /// What is known of a peer, live or from before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,14 +27,51 @@ pub struct PeerFacts {
 pub struct PeerPath {
     /// The peer. Its name is also the MAC address of its VTEP.
     pub peer: PeerName,
-    /// The method: the device that the routes point to.
-    pub method: Method,
-    /// Where to send the encapsulated packets.
-    pub underlay: IpAddr,
+    /// The way: its method is the device that the routes point to.
+    pub way: Way,
+    /// Where the peer itself is; none if that is not known, as may be of one behind a relay.
+    pub underlay: Option<IpAddr>,
     /// The next hop of the routes.
     pub overlay: IpAddr,
     /// The destinations, ascending.
     pub ranges: Vec<Cidr>,
+    /// The largest pod packet that is known to pass; none if only the devices limit it.
+    pub mtu: Option<u32>,
+}
+
+/// A peer to whose kernel VXLAN may be sent, for packets or for probes: it has a permanent neighbour and an FDB entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vtep {
+    /// The peer. Its name is also the MAC address of its VTEP.
+    pub peer: PeerName,
+    /// Where its kernel listens.
+    pub underlay: IpAddr,
+    /// Its address on its bridge.
+    pub overlay: IpAddr,
+}
+
+/// From which underlay addresses VXLAN is let in. What is not let in is dropped and counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlainFrom {
+    /// From all, less those (ascending) of peers with which every packet is sealed.
+    AnybodyBut(Vec<IpAddr>),
+    /// From these alone, ascending: this node wants packets sealed.
+    Only(Vec<IpAddr>),
+}
+
+impl Default for PlainFrom {
+    fn default() -> Self {
+        Self::AnybodyBut(Vec::new())
+    }
+}
+
+/// What this node demands of packets on their way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Encryption {
+    /// Whether they are to be sealed.
+    pub wanted: bool,
+    /// Networks in which a peer may be sent to and heard in clear nevertheless.
+    pub trusted: Vec<Cidr>,
 }
 
 /// Why a peer's pods cannot be reached.
@@ -88,6 +112,10 @@ pub enum Choice {
 pub struct ForwardingTable {
     /// One path a peer.
     pub paths: Vec<PeerPath>,
+    /// Everybody to whose kernel VXLAN may be sent, whether that is the path or not.
+    pub vteps: Vec<Vtep>,
+    /// From whom VXLAN is let in.
+    pub plain_from: PlainFrom,
 }
 
 /// Decides for every peer, given what this node's own data plane can do.
@@ -107,7 +135,14 @@ fn choose_one(own: Features, peer: PeerName, facts: &PeerFacts) -> Choice {
     }
     let mut ranges = facts.ranges.clone();
     ranges.sort_unstable();
-    Choice::Path(PeerPath { peer, method: Method::FastDp, underlay, overlay, ranges })
+    Choice::Path(PeerPath {
+        peer,
+        way: Way::direct(Method::FastDp),
+        underlay: Some(underlay),
+        overlay,
+        ranges,
+        mtu: None,
+    })
 }
 
 impl ForwardingTable {
@@ -118,7 +153,10 @@ impl ForwardingTable {
             Choice::Path(path) => Some(path.clone()),
             Choice::None(_) => None,
         };
-        Self { paths: choices.values().filter_map(path).collect() }
+        let paths: Vec<PeerPath> = choices.values().filter_map(path).collect();
+        let vtep =
+            |path: &PeerPath| Some(Vtep { peer: path.peer, underlay: path.underlay?, overlay: path.overlay });
+        Self { vteps: paths.iter().filter_map(vtep).collect(), paths, plain_from: PlainFrom::default() }
     }
 }
 

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use weave_ipam::{Answer, Ipam, PeerFacts, Request, RequestError, RequestId};
-use weave_overlay::Choice;
+use weave_overlay::{Choice, Encryption, Probe, ProbeAnswer, WayNews};
 use weave_proto::local::cni::AttachmentKey;
-use weave_proto::peer::{Directed, Features, Hello, IpamDirected, IpamState, Message, Refusal};
+use weave_proto::peer::{
+    Directed, Features, Hello, IpamDirected, IpamState, Message, Offer, Refusal, Routed, Terms,
+};
 use weave_proto::{Cidr, PeerName};
 use weave_topology::{DialId, KnownPeer, LinkId, LinkUp, OwnFacts, Reason, Target, Topology};
 
@@ -27,6 +29,8 @@ pub struct Config {
     pub ipam: weave_ipam::Config,
     /// What the store held of the allocator, from earlier incarnations.
     pub restored: weave_ipam::Restored,
+    /// What this node demands of packets on their way.
+    pub encryption: Encryption,
 }
 
 /// What is kept in the store. All operations of one [`Output::Persist`] become durable together.
@@ -81,6 +85,24 @@ pub enum Output {
     },
     /// Make the kernel so.
     Publish(NodeView),
+    /// Send a probe, and tell the answer by [`Router::handle_probe_answer`].
+    Probe(Probe),
+    /// For the data plane: how to send sealed records to a neighbour with the keys of this link.
+    Offer {
+        /// The link.
+        link: LinkId,
+        /// The neighbour.
+        peer: PeerName,
+        /// What it said.
+        offer: Offer,
+    },
+    /// For the data plane: a peer's has said something to this one's, through the mesh.
+    Routed {
+        /// Who.
+        from: PeerName,
+        /// What.
+        body: Vec<u8>,
+    },
     /// These pods hold addresses that this peer has lost for good: cut them off, and tell the operator.
     Lost(Vec<weave_ipam::Allocation>),
     /// Tell the operator, in the log.
@@ -190,6 +212,32 @@ impl Router {
             let taken = self.topology.handle_message(link, message, now);
             self.count_refused(taken.map_err(|error| error.to_string()));
         }
+        self.settle(now);
+    }
+
+    /// A carrier to a peer exists, or does not.
+    pub fn handle_way(&mut self, news: WayNews, now: Instant) {
+        drop(news);
+        self.settle(now);
+    }
+
+    /// A probe has come back.
+    pub fn handle_probe_answer(&mut self, answer: ProbeAnswer, now: Instant) {
+        let _ = answer;
+        self.settle(now);
+    }
+
+    /// The data plane tells a neighbour how to send sealed records to it with the keys of this link.
+    pub fn send_offer(&mut self, link: LinkId, offer: Offer) {
+        if self.topology.peer_of(link).is_some() {
+            self.outputs.push_back(Output::Send { link, message: Message::Offer(offer) });
+        }
+    }
+
+    /// The data plane says something to another peer's, through the mesh. Lost like any datagram if there is no path.
+    pub fn send_routed(&mut self, to: PeerName, body: Vec<u8>, now: Instant) {
+        let routed = Routed { src: self.me, dst: to, hops_left: Directed::MAX_HOPS, body };
+        let _ = self.topology.route_tunnel(routed);
         self.settle(now);
     }
 
@@ -385,8 +433,20 @@ impl Router {
                 let taken = self.ipam.handle_directed(directed.src, directed.body, now);
                 self.count_refused(taken.map_err(|error| error.to_string()));
             }
+            From::Routed(routed) => {
+                self.outputs.push_back(Output::Routed { from: routed.src, body: routed.body });
+            }
+            From::Offer { link, from, offer } => {
+                self.outputs.push_back(Output::Offer { link, peer: from, offer });
+            }
+            From::Terms { from, terms } => self.on_terms(from, terms),
             From::Notify(notice) => self.outputs.push_back(Output::Notify(Notice::Topology(notice))),
         }
+    }
+
+    /// A neighbour says whether packets between it and this peer may travel in clear.
+    fn on_terms(&mut self, from: PeerName, terms: Terms) {
+        let _ = (from, terms);
     }
 
     fn on_ipam(&mut self, output: weave_ipam::Output, now: Instant) {

@@ -144,7 +144,7 @@ impl Router {
 fn method(choice: &Choice, mtu: Option<u32>) -> MethodStatus {
     match choice {
         Choice::Path(path) => MethodStatus {
-            name: path.method.to_string(),
+            name: path.way.method.to_string(),
             reason: "direct, no encryption wanted".to_owned(),
             mtu,
             encrypted: false,

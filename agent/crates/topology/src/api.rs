@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use weave_proto::peer::{Directed, Features, Hello, Message, PeerRecord, Refusal, RefusalCode, UniverseId};
+use weave_proto::peer::{
+    Directed, Features, Hello, Message, Offer, PeerRecord, Refusal, RefusalCode, Routed, Terms, UniverseId,
+};
 use weave_proto::{Cidr, Nickname, PeerKey, PeerName, PeerUid};
 
 use crate::Target;
@@ -187,6 +189,24 @@ pub enum Output {
     },
     /// A message for this peer has arrived.
     Directed(Directed),
+    /// Bytes for this peer's data plane have arrived.
+    Routed(Routed),
+    /// A neighbour says what it demands of pod packets between the two.
+    Terms {
+        /// The neighbour.
+        from: PeerName,
+        /// What it demands.
+        terms: Terms,
+    },
+    /// A neighbour's data plane says how to send sealed records to it with the keys of this link.
+    Offer {
+        /// The link.
+        link: LinkId,
+        /// The neighbour.
+        from: PeerName,
+        /// What it said.
+        offer: Offer,
+    },
     /// Something for the log.
     Notify(Notice),
 }

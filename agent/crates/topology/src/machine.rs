@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use weave_proto::peer::{Directed, Hello, Message, Refusal, RefusalCode, SPOKEN};
+use weave_proto::peer::{Directed, Hello, Message, Refusal, RefusalCode, Routed, SPOKEN};
 use weave_proto::{PeerKey, PeerName};
 
 use crate::connector::{Connector, Sight};
@@ -224,6 +224,18 @@ impl Topology {
                 self.heed(&Reason { text: warning.text, refused: Some(warning.code) }, now);
                 Ok(())
             }
+            Message::Routed(routed) => {
+                self.on_routed(routed);
+                Ok(())
+            }
+            Message::Terms(terms) => {
+                self.outputs.push_back(Output::Terms { from, terms });
+                Ok(())
+            }
+            Message::Offer(offer) => {
+                self.outputs.push_back(Output::Offer { link, from, offer });
+                Ok(())
+            }
             Message::Hello(_) => unexpected("a second hello"),
             Message::Refusal(_) => unexpected("a refusal without closing"),
             Message::Ipam(_) => unexpected("allocator state to the topology"),
@@ -290,6 +302,20 @@ impl Topology {
         }
         let link = self.link_towards(directed.dst).ok_or(Unroutable(directed.dst))?.id;
         self.outputs.push_back(Output::Send { link, message: Message::Directed(directed) });
+        Ok(())
+    }
+
+    /// Sends bytes to one peer's data plane, over as many hops as it takes.
+    ///
+    /// # Errors
+    /// There is no path.
+    pub fn route_tunnel(&mut self, routed: Routed) -> Result<(), Unroutable> {
+        if routed.dst == self.me() {
+            self.outputs.push_back(Output::Routed(routed));
+            return Ok(());
+        }
+        let link = self.link_towards(routed.dst).ok_or(Unroutable(routed.dst))?.id;
+        self.outputs.push_back(Output::Send { link, message: Message::Routed(routed) });
         Ok(())
     }
 

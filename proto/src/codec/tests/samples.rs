@@ -12,8 +12,8 @@ use crate::peer::ipam::{
 };
 use crate::peer::topology::RecordVersion;
 use crate::peer::{
-    Digest, Directed, Features, Hello, IpamDirected, IpamState, LinkRecord, Message, PeerRecord,
-    RecordDigest, Refusal, RefusalCode, UniverseId, WireVersion,
+    Digest, Directed, Features, Hello, IpamDirected, IpamState, LinkRecord, Message, Offer, PeerRecord,
+    RecordDigest, Refusal, RefusalCode, Routed, Terms, UniverseId, WireVersion,
 };
 use crate::{Cidr, Nickname, PeerKey, PeerName, PeerUid};
 
@@ -38,6 +38,9 @@ pub(super) fn pinned() -> Vec<(&'static str, Message)> {
         ("directed_granted", Message::Directed(directed(granted))),
         ("directed_denied", Message::Directed(directed(IpamDirected::SpaceDenied { token: 7 }))),
         ("warning", Message::Warning(refusal())),
+        ("terms", Message::Terms(Terms { plain: true })),
+        ("offer", Message::Offer(offer())),
+        ("routed", Message::Routed(routed())),
     ]
 }
 
@@ -55,6 +58,14 @@ pub(super) fn hello() -> Hello {
         founders: Some(3),
         features: Features::FASTDP,
     }
+}
+
+fn offer() -> Offer {
+    Offer { index: 0x0102_0304, suites: vec![1, 2, 3], queues: 2, port: 6785 }
+}
+
+fn routed() -> Routed {
+    Routed { src: name(1), dst: name(2), hops_left: Directed::MAX_HOPS, body: vec![0xaa, 0xbb, 0xcc] }
 }
 
 pub(super) fn refusal() -> Refusal {
@@ -177,6 +188,11 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
         (any_name(), any_name(), any::<u8>(), any_directed()).prop_map(|(src, dst, hops_left, body)| {
             Message::Directed(Directed { src, dst, hops_left, body })
         }),
+        any::<bool>().prop_map(|plain| Message::Terms(Terms { plain })),
+        (any::<u32>(), vec(any::<u8>(), 0..=16), any::<u8>(), any::<u16>())
+            .prop_map(|(index, suites, queues, port)| Message::Offer(Offer { index, suites, queues, port })),
+        (any_name(), any_name(), any::<u8>(), vec(any::<u8>(), 0..300))
+            .prop_map(|(src, dst, hops_left, body)| Message::Routed(Routed { src, dst, hops_left, body })),
     ]
 }
 

@@ -180,7 +180,13 @@ impl World {
                     self.answers.push_back((at, key, result));
                 }
             }
-            Output::Resolve(_) | Output::Publish(_) | Output::Lost(_) | Output::Notify(_) => {}
+            Output::Resolve(_)
+            | Output::Publish(_)
+            | Output::Probe(_)
+            | Output::Offer { .. }
+            | Output::Routed { .. }
+            | Output::Lost(_)
+            | Output::Notify(_) => {}
         }
     }
 

@@ -24,8 +24,8 @@ fn without(missing: impl FnOnce(&mut PeerFacts)) -> Choice {
 #[test]
 fn a_peer_of_which_everything_is_known_is_reached_by_fastdp_with_its_ranges_in_order() {
     let Choice::Path(path) = decide(Features::FASTDP, facts()) else { panic!("no path") };
-    assert_eq!(path.method, Method::FastDp);
-    assert_eq!(path.underlay, "192.0.2.7".parse::<IpAddr>().unwrap());
+    assert_eq!(path.way, Way::direct(Method::FastDp));
+    assert_eq!(path.underlay, Some("192.0.2.7".parse().unwrap()));
     assert_eq!(path.ranges.iter().map(Cidr::to_string).collect::<Vec<_>>(), ["10.40.0.0/14", "10.44.0.0/14"]);
 }
 

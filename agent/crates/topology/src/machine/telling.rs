@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use weave_proto::peer::topology::MAX_RECORDS;
-use weave_proto::peer::{Digest, Directed, Message, PeerRecord};
+use weave_proto::peer::{Digest, Directed, Message, PeerRecord, Routed};
 use weave_proto::{Nickname, PeerKey, PeerName};
 
 use super::Topology;
@@ -127,6 +127,21 @@ impl Topology {
             }
         } else {
             tracing::debug!(%dst, src = %directed.src, "a message has used up its hops");
+        }
+    }
+
+    pub(super) fn on_routed(&mut self, routed: Routed) {
+        let (me, dst) = (self.me(), routed.dst);
+        if routed.src == me {
+            tracing::debug!(%dst, "a message of ours has come back in a circle");
+        } else if dst == me {
+            self.outputs.push_back(Output::Routed(routed));
+        } else if let Some(hops_left) = routed.hops_left.checked_sub(1) {
+            if let Err(error) = self.route_tunnel(Routed { hops_left, ..routed }) {
+                tracing::debug!(%error, "cannot forward");
+            }
+        } else {
+            tracing::debug!(%dst, src = %routed.src, "a message has used up its hops");
         }
     }
 

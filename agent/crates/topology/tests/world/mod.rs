@@ -324,7 +324,10 @@ impl World {
                 | Output::PersistTargets(_)
                 | Output::PeersChanged
                 | Output::LinksChanged
-                | Output::IpamDiffers { .. } => {}
+                | Output::IpamDiffers { .. }
+                | Output::Routed(_)
+                | Output::Terms { .. }
+                | Output::Offer { .. } => {}
             }
         }
         self.nodes[at].wake = self.topology(at).poll_timeout().map(|(wake, _)| wake);
