@@ -85,6 +85,12 @@ impl BrainHandle {
         self.tell(|done| Input::Forget { targets, done }).await
     }
 
+    /// Has the status document built again: something that it shows has changed outside the brain.
+    pub fn refresh(&self) {
+        // A full queue has enough in it to have the document built again.
+        let _ = self.inputs.try_send(Input::Refresh);
+    }
+
     /// Asks the agent to end soon.
     pub fn stop(&self) {
         // A full queue means that it has been asked already.

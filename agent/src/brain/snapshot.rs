@@ -1,5 +1,6 @@
 //! The status document: put together from the rooms' own views, published at a bounded pace.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,17 +33,24 @@ pub struct Publisher {
     base: Status,
     fixed: Fixed,
     node: watch::Receiver<NodeStatus>,
+    notes: watch::Receiver<BTreeMap<&'static str, String>>,
     to: watch::Sender<Arc<Status>>,
     changed: bool,
     last: Option<Instant>,
 }
 
 impl Publisher {
-    /// A publisher, and where its documents appear. `base` is what is known before anything has happened.
+    /// A publisher, and where its documents appear. `base` is what is known before anything has happened, `notes` what
+    /// an operator should know of the cluster, by topic.
     #[must_use]
-    pub fn new(base: Status, fixed: Fixed, node: watch::Receiver<NodeStatus>) -> (Self, StatusReceiver) {
+    pub fn new(
+        base: Status,
+        fixed: Fixed,
+        node: watch::Receiver<NodeStatus>,
+        notes: watch::Receiver<BTreeMap<&'static str, String>>,
+    ) -> (Self, StatusReceiver) {
         let (to, reader) = watch::channel(Arc::new(base.clone()));
-        (Self { base, fixed, node, to, changed: true, last: None }, reader)
+        (Self { base, fixed, node, notes, to, changed: true, last: None }, reader)
     }
 
     /// Something has changed that the document shows.
@@ -68,6 +76,7 @@ impl Publisher {
     fn document(&mut self, router: &Router, now: Instant) -> Status {
         let mut node = self.node.borrow_and_update().clone();
         node.pods = router.ipam().allocations().filter(|allocation| allocation.port.is_some()).count() as u64;
+        let notes = self.notes.borrow_and_update();
         let ipam = router.ipam_status(now);
         let connections = router.connections(node.mtu, now);
         let mut waiting_for = Vec::new();
@@ -79,7 +88,14 @@ impl Publisher {
         waiting_for.extend(node.problems.iter().cloned());
         Status {
             waiting_for,
-            warnings: self.fixed.warnings.iter().chain(&node.warnings).cloned().collect(),
+            warnings: self
+                .fixed
+                .warnings
+                .iter()
+                .chain(&node.warnings)
+                .chain(notes.values())
+                .cloned()
+                .collect(),
             router: RouterStatus {
                 port: self.fixed.port,
                 discovery: self.fixed.discovery,

@@ -51,13 +51,18 @@ fn filter(level: LogLevel) -> Targets {
         .with_default(own.min(LevelFilter::WARN))
         // A packet that cannot be sent is a matter of the link that it was for, which says so in words.
         .with_target("quinn_udp", own.min(LevelFilter::ERROR))
+        // Every failed request of the API server is one of a room that says what it was for, and knows whether it matters.
+        .with_target(
+            "kube_client",
+            if own >= LevelFilter::DEBUG { LevelFilter::WARN } else { LevelFilter::OFF },
+        )
         .with_target("weave", own)
         .with_target("ipalloc", own)
 }
 
 /// The name by which people know the part of the agent that a module belongs to.
 fn room(target: &str) -> &str {
-    const ROOMS: [(&str, &str); 13] = [
+    const ROOMS: [(&str, &str); 14] = [
         ("weave_ipam", "ipalloc"),
         ("weave_topology", "mesh"),
         ("weave_overlay", "overlay"),
@@ -70,6 +75,7 @@ fn room(target: &str) -> &str {
         ("weave_agent::http", "http"),
         ("weave_agent::control", "control"),
         ("weave_agent::identity", "identity"),
+        ("weave_agent::kube", "kube"),
         ("weave", "agent"),
     ];
     let belongs = |prefix: &str| {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -41,6 +42,10 @@ pub struct KubernetesSettings {
     #[arg(long, value_name = "DIR", default_value = SERVICE_ACCOUNT)]
     pub service_account: PathBuf,
 
+    /// How many seconds a peer that no Node names any more must be unseen before its addresses go to another
+    #[arg(long, value_name = "SECONDS", env = "WEAVE_RECLAIM_AFTER", default_value = "600", value_parser = parse_seconds)]
+    pub reclaim_after: Duration,
+
     /// Where the container runtime looks for CNI plugins
     #[arg(long, value_name = "DIR", env = "WEAVE_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
     pub cni_bin_dir: PathBuf,
@@ -64,4 +69,8 @@ impl KubernetesSettings {
             Err(_) => format!("https://{host}:{port}"),
         })
     }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
+    text.parse().map(Duration::from_secs).map_err(|_| "write a number of seconds")
 }

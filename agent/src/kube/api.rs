@@ -150,6 +150,10 @@ impl Place {
         Self { path: format!("/api/v1/namespaces/{namespace}/services"), word: "the Service" }
     }
 
+    pub(super) fn events(namespace: &str) -> Self {
+        Self { path: format!("/api/v1/namespaces/{namespace}/events"), word: "an Event" }
+    }
+
     pub(super) fn service_cidrs() -> Self {
         Self { path: "/apis/networking.k8s.io/v1/servicecidrs".to_owned(), word: "the ServiceCIDRs" }
     }
@@ -160,6 +164,8 @@ impl Place {
 pub(super) enum Change {
     /// The `status` of it, lists merged by their keys: only so does one condition leave the others alone.
     Status,
+    /// Single fields of it.
+    Fields,
 }
 
 impl Api {
@@ -231,6 +237,7 @@ impl Api {
         let (request, params) = (Request::new(place.path.as_str()), PatchParams::default());
         let request = match change {
             Change::Status => request.patch_subresource("status", name, &params, &Patch::Strategic(patch)),
+            Change::Fields => request.patch(name, &params, &Patch::Merge(patch)),
         };
         self.ask(wanted, request).await
     }

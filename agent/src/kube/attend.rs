@@ -3,19 +3,22 @@
 //! Each errand waits for news, does what the news asks for, and tries again later what the API server refuses. None
 //! waits for another, and each may be dropped at any `await`: what was not done is found undone at the next start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use weave_proto::local::status::Status;
+use weave_proto::peer::ipam::Founding;
 
 use super::api::{ApiError, Change, Place};
 use super::backoff::{Backoff, chance};
-use super::objects::Anything;
-use super::{Cluster, Target, nodes};
+use super::keep::Followed;
+use super::objects::{Anything, ConfigMap};
+use super::report::condition_patch;
+use super::{Cluster, Target, nodes, universe};
 use crate::brain::{BrainHandle, StatusReceiver};
 use crate::cni::conflist::Conflist;
 
@@ -23,6 +26,16 @@ use crate::cni::conflist::Conflist;
 const CONFLIST_PACE: Duration = Duration::from_secs(10);
 /// After a refused errand whose news may have changed meanwhile.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// The topic of notes about the API server itself.
+pub(super) const SERVER: &str = "API server";
+/// An API server that is back by then was restarted, and is nobody's concern.
+const ABSENCE: Duration = Duration::from_secs(15);
+
+/// This peer was removed for good: it must begin anew, as another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this peer was removed from the mesh for good while it was away")]
+pub struct RemovedForGood;
 
 /// What of the agent the errands need.
 pub struct Surroundings {
@@ -34,17 +47,37 @@ pub struct Surroundings {
     pub given: Vec<Target>,
     /// The network to tell the runtime of, and where.
     pub network: (Conflist, PathBuf),
+    /// How the range was split at first, if this agent knows.
+    pub founding: Option<Founding>,
+    /// What the status is to say of the cluster, by topic.
+    pub notes: watch::Sender<BTreeMap<&'static str, String>>,
 }
 
 impl Cluster {
-    /// Does everything that a running agent has to do with its cluster, until it is dropped.
-    pub async fn attend(self, around: Surroundings) {
-        tokio::join!(
-            self.keep_targets(&around),
-            self.keep_registered(around.status.clone()),
-            keep_network(&around),
-            self.declare_available(around.status.clone()),
-        );
+    /// Does everything that a running agent has to do with its cluster. Ends when this peer has been removed for good.
+    pub async fn attend(self, around: Surroundings) -> RemovedForGood {
+        let place = Place::config_maps(&self.namespace);
+        let followed = Followed::<ConfigMap>::start(&self.api, place, universe::NAME);
+        let errands = async {
+            tokio::join!(
+                self.keep_targets(&around),
+                self.keep_registered(around.status.clone()),
+                keep_network(&around),
+                self.declare_available(around.status.clone()),
+                self.note_server(&around),
+                self.keep_secret(&around),
+                self.keep_universe(&around, &followed),
+                self.watch_over_peers(&around),
+                self.report(&around),
+            );
+            // The agent ends, and with it this.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = errands => {}
+            () = self.notice_removal(&around, &followed) => {}
+        }
+        RemovedForGood
     }
 
     /// Has the agents of all Nodes looked for, and those of vanished Nodes no longer.
@@ -133,15 +166,8 @@ impl Cluster {
         if status.wait_for(|status| status.is_ready()).await.is_err() {
             return;
         }
-        let now = now();
-        let patch = json!({ "status": { "conditions": [{
-            "type": "NetworkUnavailable",
-            "status": "False",
-            "reason": "WeaveIsUp",
-            "message": "Weave pod has set this",
-            "lastHeartbeatTime": now,
-            "lastTransitionTime": now,
-        }] } });
+        let patch =
+            condition_patch("NetworkUnavailable", false, "WeaveIsUp", "Weave pod has set this", &now());
         loop {
             let done: Result<Anything, ApiError> =
                 self.api.patch(&Place::nodes(), &self.node, Change::Status, &patch).await;
@@ -152,6 +178,44 @@ impl Cluster {
                     sleep(backoff.fail(error.kind.asked(), &mut rng)).await;
                 }
             }
+        }
+    }
+
+    /// Notes when the API server is away and back. Nobody needs to act on a short absence.
+    async fn note_server(&self, around: &Surroundings) {
+        let mut view = self.nodes.clone();
+        loop {
+            let trouble = view.borrow_and_update().trouble.as_ref().map(ToString::to_string);
+            if trouble.is_some() {
+                sleep(ABSENCE).await;
+                let still = view.borrow().trouble.is_some();
+                around.note(SERVER, trouble.filter(|_| still).map(|trouble| {
+                    format!("the Kubernetes API cannot be asked, so changes of Nodes are not seen; pods go on: {trouble}")
+                }));
+            } else {
+                around.note(SERVER, None);
+            }
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Surroundings {
+    /// Has the status say this about a topic, or nothing any more.
+    pub(super) fn note(&self, topic: &'static str, note: Option<String>) {
+        let changed = self.notes.send_if_modified(|notes| match &note {
+            Some(note) => notes.insert(topic, note.clone()).as_ref() != Some(note),
+            None => notes.remove(topic).is_some(),
+        });
+        if changed {
+            if let Some(note) = note {
+                tracing::warn!("{note}");
+            } else {
+                tracing::info!("What was noted about the {topic} is over");
+            }
+            self.brain.refresh();
         }
     }
 }
@@ -186,6 +250,6 @@ fn universe_of(status: &Status) -> Option<String> {
 }
 
 /// Now, as Kubernetes writes it.
-fn now() -> String {
+pub(super) fn now() -> String {
     Timestamp::from_second(Timestamp::now().as_second()).map_or_else(|_| String::new(), |now| now.to_string())
 }

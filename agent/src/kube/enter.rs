@@ -5,15 +5,16 @@
 //! ```
 //!
 //! Everything in this order, again from the start after each failure or wait; each step that is done is found done. An
-//! agent that has a ring and a copy of the secret waits for nothing: its pods matter more than the API server. What it
-//! would have been told here it is told later ([`super::attend`]).
+//! agent that has a ring and a copy of the secret waits for nothing but a short look at the list of removed peers, if the
+//! API server answers at all: its pods matter more than the API server. What it would have been told here it is told
+//! later ([`super::attend`]).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use weave_proto::peer::ipam::Founding;
 
 use super::api::{ApiError, Change, Kind, Place};
@@ -25,6 +26,9 @@ use super::{Cluster, Target, nodes, secret, service};
 /// How long to wait before looking again at something that others are about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How long an agent that could go on at once waits to hear whether it was removed. Its pods talk meanwhile.
+const FENCE_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What an agent was told by the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Entered {
@@ -34,6 +38,8 @@ pub struct Entered {
     pub targets: Vec<Target>,
     /// The file with the cluster's secret, unless another was given.
     pub secret_file: Option<PathBuf>,
+    /// This peer was removed for good while it was away: it must not take part, and begin anew.
+    pub removed: bool,
 }
 
 /// Why a step is not done.
@@ -94,7 +100,8 @@ impl<'a> Entrance<'a> {
         let copy = self.cluster.secret_copy.clone();
         let known = copy.as_ref().is_none_or(|copy| copy.is_file());
         if self.cluster.has_ring && known {
-            return Ok(Entered { secret_file: copy, ..Entered::default() });
+            let removed = self.was_removed().await;
+            return Ok(Entered { secret_file: copy, removed, ..Entered::default() });
         }
         let nodes = self.nodes()?;
         self.register(&nodes).await?;
@@ -109,7 +116,15 @@ impl<'a> Entrance<'a> {
         let founding =
             if self.cluster.is_decided_by_object() { Some(self.universe(&nodes).await?) } else { None };
         let targets = nodes::targets(&nodes, &self.cluster.node).into_iter().collect();
-        Ok(Entered { founding, targets, secret_file })
+        Ok(Entered { founding, targets, secret_file, removed: false })
+    }
+
+    /// Whether the cluster says that this peer was removed for good.
+    async fn was_removed(&self) -> bool {
+        let Cluster { api, namespace, name, .. } = self.cluster;
+        let place = Place::config_maps(namespace);
+        let asked = timeout(FENCE_PATIENCE, api.get::<ConfigMap>(&place, universe::NAME)).await;
+        matches!(asked, Ok(Ok(Some(found))) if universe::is_removed(&found, *name))
     }
 
     /// The Nodes as they are now, this one among them.
@@ -202,7 +217,7 @@ impl<'a> Entrance<'a> {
         aws_lc_rs::rand::fill(&mut nonce)
             .map_err(|_| Halt::Wait("the system has no random numbers".to_owned()))?;
         let founding = Founding { founders, nonce: u64::from_ne_bytes(nonce) };
-        let object = Decision::new(*range, founding.clone()).object();
+        let object = Decision::new(*range, founding.clone()).object(&BTreeMap::new());
         let _: Anything = api.create(&place, &object).await?;
         tracing::info!(
             "Created the ConfigMap {}: the range is shared out at first among its founders",

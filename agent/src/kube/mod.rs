@@ -3,8 +3,8 @@
 //! ```text
 //!   Nodes ───────────────> targets of the mesh, the register of peers, who is gone for good
 //!   Secret ──────────────> the cluster secret: created by whoever is first, copied to each node
-//!   ConfigMap ───────────> the first split: created by whoever is first
-//!   status of the agent ─> the conflist, a condition of the Node
+//!   ConfigMap ───────────> the first split: created by whoever is first; who was removed for good
+//!   status of the agent ─> the conflist, conditions of the Node, Events
 //! ```
 //!
 //! No type of Kubernetes leaves this room. Nothing here is needed for pods to go on talking, and nothing is concluded
@@ -14,27 +14,33 @@
 //!
 //! | resource | verbs | for |
 //! |---|---|---|
-//! | nodes | list, watch | peers and the register: [`nodes`] |
-//! | nodes/status | patch | the register's entry and a condition of the own Node |
+//! | nodes | list, watch | peers and the register: [`nodes`], [`reclaim`] |
+//! | nodes/status | patch | the register's entry and two conditions of the own Node |
 //! | services `kubernetes` in `default` | get | the range must not hold its address: [`service`] |
 //! | servicecidrs (networking.k8s.io) | list | the same, on clusters that have them |
 //! | secrets, own namespace | create | [`secret`]: only a name that exists can be named in a rule |
-//! | secret `weave-net-secret`, own namespace | get | [`secret`] |
+//! | secret `weave-net-secret`, own namespace | get, list, watch | [`secret`] |
 //! | configmaps, own namespace | create | [`universe`] |
-//! | configmap `weave-net-universe`, own namespace | get | [`universe`] |
+//! | configmap `weave-net-universe`, own namespace | get, list, watch, patch | [`universe`] |
+//! | events in `default` | create | what an operator should know of the Node: [`report`] |
 
 mod api;
 mod attend;
 mod backoff;
 mod enter;
 mod follow;
+mod keep;
 mod nodes;
 mod objects;
+mod reclaim;
+mod report;
 mod secret;
 mod service;
 mod universe;
+mod vigil;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use weave_proto::{Cidr, PeerName};
@@ -45,8 +51,9 @@ use api::{Access, Api, Place};
 use follow::View;
 
 pub use api::AccessError;
-pub use attend::Surroundings;
+pub use attend::{RemovedForGood, Surroundings};
 pub use enter::Entered;
+pub use reclaim::GRACE;
 
 /// This agent's place in the cluster.
 pub struct Cluster {
@@ -63,6 +70,8 @@ pub struct Cluster {
     has_ring: bool,
     /// Where the copy of the secret is; none if the operator gave a secret.
     secret_copy: Option<PathBuf>,
+    /// How long a peer must be gone before it is removed.
+    grace: Duration,
     nodes: watch::Receiver<View<objects::Node>>,
     _following: Task,
 }
@@ -115,6 +124,7 @@ impl Cluster {
             init: settings.ipam.init.clone(),
             has_ring,
             secret_copy: (!is_given).then(|| settings.paths.data_dir.join(secret::FILE)),
+            grace: given.reclaim_after,
             nodes,
             _following: following,
         }))

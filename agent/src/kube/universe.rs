@@ -8,6 +8,8 @@
 //!
 //! An object that somebody deletes is put back by any agent that is in the universe. A Node whose agent is in one says
 //! so in its annotation, and while any other Node does, nobody founds a second universe.
+//!
+//! The object also tells who was removed for good, so that a returner learns it before it has met anybody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -24,6 +26,8 @@ use super::objects::{ConfigMap, Node};
 pub(super) const NAME: &str = "weave-net-universe";
 /// The key of the decision.
 const DECISION: &str = "universe";
+/// How the keys of removed peers begin.
+const REMOVED: &str = "removed.";
 
 /// How long whoever finds no object waits for the agents of other Nodes to register: a DaemonSet's pods start within
 /// a few seconds of each other. A Node that has no agent yet is not waited for any longer; it gets space by donation.
@@ -86,14 +90,40 @@ impl Decision {
     }
 
     /// The object to create.
-    pub(super) fn object(&self) -> Value {
+    pub(super) fn object(&self, removed: &BTreeMap<PeerName, PeerName>) -> Value {
+        let mut data = tombstones(removed);
+        data.insert(DECISION.to_owned(), json!(self).to_string());
         json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": { "name": NAME, "labels": { "name": "weave-net" } },
-            "data": { DECISION: json!(self).to_string() },
+            "data": data,
         })
     }
+}
+
+fn tombstones(removed: &BTreeMap<PeerName, PeerName>) -> BTreeMap<String, String> {
+    removed.iter().map(|(peer, heir)| (key(*peer), heir.to_string())).collect()
+}
+
+/// A key of a ConfigMap holds no colons.
+fn key(peer: PeerName) -> String {
+    format!("{REMOVED}{}", peer.to_string().replace(':', "-"))
+}
+
+/// Whether the object says that `peer` was removed for good.
+pub(super) fn is_removed(object: &ConfigMap, peer: PeerName) -> bool {
+    object.data.contains_key(&key(peer))
+}
+
+/// What must be added to the object so that it names all that were removed; none if it does.
+pub(super) fn missing_tombstones(
+    object: &ConfigMap,
+    removed: &BTreeMap<PeerName, PeerName>,
+) -> Option<Value> {
+    let mut missing = tombstones(removed);
+    missing.retain(|key, _| !object.data.contains_key(key));
+    (!missing.is_empty()).then(|| json!({ "data": missing }))
 }
 
 /// What to do without an object. `since` is when it was first found missing.

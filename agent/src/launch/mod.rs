@@ -30,6 +30,7 @@ use crate::config::Settings;
 use crate::control::ControlSocket;
 use crate::http::{MetricsServer, StatusServer};
 use crate::identity::Machine;
+use crate::kube::RemovedForGood;
 use crate::net::{Node, NodeSettings, overlap};
 use crate::peer::Secrets;
 use crate::store::Store;
@@ -55,7 +56,12 @@ impl cli::Doers for ThisMachine {
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
+        let data_dir = settings.paths.data_dir.clone();
         let ended = runtime.block_on(run(settings));
+        if ended.as_ref().is_err_and(anyhow::Error::is::<RemovedForGood>) {
+            runtime.shutdown_timeout(GOODBYE_PATIENCE);
+            return begin_anew(&data_dir);
+        }
         runtime.shutdown_background();
         ended
     }
@@ -63,6 +69,20 @@ impl cli::Doers for ThisMachine {
     fn reset(&self, paths: &ResetPaths) -> Vec<Trace> {
         reset::reset(paths)
     }
+}
+
+/// Sets the store of a removed peer aside and starts this program over, in the same process: all tasks, sockets and
+/// locks of the former life are gone by then.
+fn begin_anew(data_dir: &Path) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let former = Store::set_aside(data_dir)?;
+    tracing::warn!(
+        "This peer begins anew under another name; the store of the former one is kept in {}",
+        former.display()
+    );
+    let program = std::env::current_exe().context("cannot find this program to start it again")?;
+    Err(std::process::Command::new(program).args(std::env::args_os().skip(1)).exec())
+        .context("cannot start this program again")
 }
 
 /// Runs an agent until it is told to end.

@@ -14,14 +14,14 @@ use super::wiring::first_status;
 use crate::config::Settings;
 use crate::control::{Control, ControlSocket};
 use crate::http::{MetricsServer, StatusServer};
-use crate::kube::{Cluster, Entered};
+use crate::kube::{Cluster, Entered, RemovedForGood};
 use crate::store::Loaded;
 use crate::task;
 
 /// An agent's cluster, which it has come into.
 pub(super) struct Joined {
     pub(super) cluster: Cluster,
-    /// The first split, if this agent was told it.
+    /// The first split, if the store held it or this agent was told it.
     pub(super) founding: Option<Founding>,
     /// What the servers below show.
     pub(super) front: watch::Sender<Arc<Status>>,
@@ -36,9 +36,12 @@ pub(super) async fn join(
     loaded: &Loaded,
     control: &ControlSocket,
 ) -> Result<Option<Joined>> {
-    let ring = loaded.ipam.state.as_ref().map(|state| &state.phase);
-    let has_ring = matches!(ring, Some(IpamPhase::Founded(_)));
-    let Some(cluster) = Cluster::open(settings, loaded.identity.name(), has_ring)? else { return Ok(None) };
+    let stored = loaded.ipam.state.as_ref().and_then(|state| match &state.phase {
+        IpamPhase::Founded(founded) => Some(founded.founding.clone()),
+        IpamPhase::Electing(_) => None,
+    });
+    let cluster = Cluster::open(settings, loaded.identity.name(), stored.is_some())?;
+    let Some(cluster) = cluster else { return Ok(None) };
     let (front, feed) = watch::channel(Arc::new(first_status(settings, &loaded.identity)));
     let mut watching = task::Group::new("watching");
     if let Some(server) = StatusServer::bind(&settings.watch.http_addr)? {
@@ -61,10 +64,15 @@ pub(super) async fn join(
         entered = cluster.enter(waiting) => entered,
         () = control.serve(feed, Closed) => bail!("the operators' socket has ended"),
     };
-    let Entered { founding, targets, secret_file } = entered;
+    let Entered { founding, targets, secret_file, removed } = entered;
+    if removed {
+        let ports = loaded.ipam.allocations.iter().filter_map(|allocation| allocation.port.as_ref());
+        cluster.tell_removal(&ports.filter_map(|port| port.pod.clone()).collect()).await;
+        bail!(RemovedForGood);
+    }
     settings.mesh.peers.extend(targets);
     settings.identity.secret_file = secret_file.or_else(|| settings.identity.secret_file.take());
-    Ok(Some(Joined { cluster, founding, front, watching }))
+    Ok(Some(Joined { cluster, founding: stored.or(founding), front, watching }))
 }
 
 /// The operators' door while there is nobody behind it.

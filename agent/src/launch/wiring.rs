@@ -1,5 +1,6 @@
 //! Which room hears from which: channels made, tasks started.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +51,7 @@ pub(super) struct Wiring {
     inbox: Option<mpsc::Receiver<Input>>,
     views: watch::Sender<Option<NodeView>>,
     node_status: watch::Sender<NodeStatus>,
+    notes: watch::Sender<BTreeMap<&'static str, String>>,
     publisher: Option<snapshot::Publisher>,
     status: StatusReceiver,
     brain: BrainHandle,
@@ -75,8 +77,9 @@ impl Wiring {
         let (stop_sender, stop) = mpsc::channel(1);
         let (goodbye_sender, goodbye) = watch::channel(false);
         let (node_status, node) = watch::channel(NodeStatus::default());
+        let (notes, noted) = watch::channel(BTreeMap::new());
         let base = first_status(settings, &identity);
-        let (publisher, status) = snapshot::Publisher::new(base, fixed(settings, secrets), node);
+        let (publisher, status) = snapshot::Publisher::new(base, fixed(settings, secrets), node, noted);
         Ok(Self {
             agent: Agent { tasks: task::Group::new("agent"), stop, goodbye: goodbye_sender },
             identity,
@@ -88,6 +91,7 @@ impl Wiring {
             inbox: Some(inbox),
             views: watch::Sender::new(None),
             node_status,
+            notes,
             publisher: Some(publisher),
             status,
             goodbye,
@@ -231,7 +235,7 @@ impl Wiring {
     /// Starts what the agent does for its cluster, and has those who have looked on since the start see the new
     /// status.
     pub(super) fn spawn_cluster(&mut self, settings: &Settings, joined: Joined) {
-        let Joined { cluster, front, mut watching, .. } = joined;
+        let Joined { cluster, founding, front, mut watching } = joined;
         let mut status = self.status.clone();
         self.spawn("the servers for those who look on", async move {
             loop {
@@ -249,11 +253,10 @@ impl Wiring {
             status: self.status.clone(),
             given: settings.mesh.peers.clone(),
             network: network(settings),
+            founding,
+            notes: self.notes.clone(),
         };
-        self.spawn("the cluster", async move {
-            cluster.attend(around).await;
-            bail!("the brain has ended")
-        });
+        self.spawn("the cluster", async move { Err(cluster.attend(around).await.into()) });
     }
 
     /// Starts the servers for those who only look.

@@ -83,14 +83,32 @@ impl Store {
             return Err(damaged(&self.place, &"a store in memory is never from another machine"));
         };
         drop(self.database);
-        let aside = unused(&path, &old.name().to_string().replace(':', ""));
-        std::fs::rename(&path, &aside)
-            .and_then(|()| sync_dir(&path))
-            .map_err(|error| StoreError::Unusable { path: aside, error })?;
+        move_aside(&path, &old.name().to_string())?;
         let store = Self::whole(path, lock)?;
         let found = op::load(&store)?;
         Ok((store, found))
     }
+}
+
+impl Store {
+    /// Sets the file aside, under this name. Returns where it is.
+    pub(super) fn moved_aside(self, name: &str) -> Result<PathBuf, StoreError> {
+        let Place::File { path, _lock: lock } = self.place else {
+            return Err(damaged(&self.place, &"a store in memory is never set aside"));
+        };
+        drop(self.database);
+        let aside = move_aside(&path, name);
+        drop(lock);
+        aside
+    }
+}
+
+fn move_aside(path: &Path, name: &str) -> Result<PathBuf, StoreError> {
+    let aside = unused(path, &name.replace(':', ""));
+    std::fs::rename(path, &aside)
+        .and_then(|()| sync_dir(path))
+        .map_err(|error| StoreError::Unusable { path: aside.clone(), error })?;
+    Ok(aside)
 }
 
 /// Opens a file that must be there and whole.

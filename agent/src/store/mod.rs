@@ -194,6 +194,19 @@ impl Store {
         op::start(store, found, machine, None)
     }
 
+    /// Sets the store in `data_dir` aside, so that the next start is that of another peer. Returns where it is kept.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn set_aside(data_dir: &Path) -> Result<PathBuf, StoreError> {
+        let store = Self::whole(data_dir.join(FILE_NAME), file::lock(data_dir)?)?;
+        let name = match op::load(&store)?.identity {
+            Some(identity) => Identity::from_seed(identity.seed()?, identity.uid())?.name().to_string(),
+            None => "nobody".to_owned(),
+        };
+        store.moved_aside(&name)
+    }
+
     /// A store without a file, for tests. It starts empty and ends with the value.
     ///
     /// # Errors

@@ -22,18 +22,25 @@ fn decision() -> Decision {
     Decision { range: range(), founders: BTreeSet::from([peer(1), peer(2)]), nonce: u64::MAX }
 }
 
-fn written(decision: &Decision) -> ConfigMap {
-    serde_json::from_value(decision.object()).unwrap()
+fn written(decision: &Decision, removed: &BTreeMap<PeerName, PeerName>) -> ConfigMap {
+    serde_json::from_value(decision.object(removed)).unwrap()
 }
 
 #[test]
 fn what_is_written_is_read_again() {
-    assert_eq!(Decision::read(&written(&decision()), range()), Ok(decision()));
+    let removed = BTreeMap::from([(peer(3), peer(1))]);
+    let object = written(&decision(), &removed);
+    assert_eq!(Decision::read(&object, range()), Ok(decision()));
+    assert!(is_removed(&object, peer(3)) && !is_removed(&object, peer(1)));
+    assert_eq!(missing_tombstones(&object, &removed), None);
+    let more = BTreeMap::from([(peer(3), peer(1)), (peer(4), peer(1))]);
+    let patch = missing_tombstones(&object, &more).unwrap();
+    assert_eq!(patch["data"].as_object().unwrap().len(), 1);
 }
 
 #[test]
 fn an_object_of_another_range_or_without_sense_is_refused_with_the_remedy() {
-    let object = written(&decision());
+    let object = written(&decision(), &BTreeMap::new());
     let error = Decision::read(&object, "10.64.0.0/12".parse().unwrap()).unwrap_err().to_string();
     assert!(error.contains("10.32.0.0/12") && error.contains("IPALLOC_RANGE"), "{error}");
     for text in ["", "{}", r#"{"range":"10.32.0.0/12","founders":[],"nonce":1}"#] {
