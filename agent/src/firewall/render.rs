@@ -28,6 +28,10 @@
 //! - A packet for the universe leaves by a device of the overlay or not at all. This is asked in `postrouting`,
 //!   which forwarded and local packets both pass, rather than in `forward` and `output`: a local packet to a Service
 //!   is translated in `output` and only then routed anew, while rules of `output` still see the first route's device.
+//! - Every packet of the machine passes these chains, those of the overlay several times on its way, so the common
+//!   case comes first and asks little: devices are known by their group, one number, and a peer's VXLAN packet is let
+//!   in before anything else is asked. The names follow as a second question, for the moment in which somebody has
+//!   changed a device's group: then it costs a little more, and nothing is let through.
 //! - Source addresses: what enters the tunnel from outside the universe gets the node's overlay address, which the
 //!   peers route back through the tunnel. A fixed address, decided before kube-proxy's MASQUERADE (priority 100):
 //!   masquerading would choose the underlay's address where the route changed after the choice of the source, and
@@ -45,10 +49,14 @@ use weave_proto::Cidr;
 use super::Desired;
 use super::elements::{Element, Family, Set, TABLE};
 use crate::net::NodeState;
-use crate::net::names::{BRIDGE, Mac, PORT_PREFIX, TUN, VXLAN, VXLAN_PORT, VXLAN6};
+use crate::net::names::{
+    BRIDGE, BRIDGE_GROUP, Mac, PORT_PREFIX, TUN, TUNNEL_GROUP, VXLAN, VXLAN_PORT, VXLAN6,
+};
 
 /// kube-proxy's mark on packets that it wants masqueraded (its `--iptables-masquerade-bit`, 14 by default).
 const MASQUERADE_MARK: u32 = 0x4000;
+/// Finds both of our device groups, which differ in the last bit.
+const GROUPS_MASK: u32 = !1;
 /// Address blocks that nobody answers from: packets from pods to these are not masqueraded.
 const MULTICAST: &str = "224.0.0.0/4";
 
@@ -191,18 +199,25 @@ impl Facts {
     fn tunnel(&self, text: &mut Text) {
         text.block("chain prerouting", |text| {
             text.line("type filter hook prerouting priority raw; policy accept;");
+            text.line(&format!("iifgroup {TUNNEL_GROUP} goto from_tunnel"));
+            text.line(&format!("iifgroup {BRIDGE_GROUP} goto from_bridge"));
+            text.line(&format!("udp dport {VXLAN_PORT} ip saddr @{} notrack accept", Set::Peers4.name()));
             text.line(&format!(
-                "iifname vmap {{ \"{BRIDGE}\" : jump from_bridge, \"{VXLAN}\" : jump from_tunnel, \
-                 \"{VXLAN6}\" : jump from_tunnel }}"
+                "iifname vmap {{ \"{BRIDGE}\" : goto from_bridge, \"{VXLAN}\" : goto from_tunnel, \
+                 \"{VXLAN6}\" : goto from_tunnel }}"
             ));
-            text.line(&format!("udp dport {VXLAN_PORT} fib daddr type local goto vxlan"));
+            text.line("goto to_tunnel");
         });
         text.block("chain from_bridge", |text| {
             text.line(&format!("meta pkttype != host {}", count_and_drop(Drop::NotUnicast)));
+            text.line("goto to_tunnel");
         });
         text.block("chain from_tunnel", |text| {
-            text.line(&format!("ether saddr . ip saddr @{} return", Set::Sources.name()));
+            text.line(&format!("ether saddr . ip saddr @{} goto to_tunnel", Set::Sources.name()));
             text.line(&count_and_drop(Drop::ForgedSource));
+        });
+        text.block("chain to_tunnel", |text| {
+            text.line(&format!("udp dport {VXLAN_PORT} fib daddr type local goto vxlan"));
         });
         text.block("chain vxlan", |text| {
             text.line(&format!("ip saddr @{} notrack accept", Set::Peers4.name()));
@@ -211,10 +226,13 @@ impl Facts {
         });
         text.block("chain output", |text| {
             text.line("type filter hook output priority raw; policy accept;");
-            text.line(&format!("udp dport {VXLAN_PORT} ip daddr @{} notrack", Set::Peers4.name()));
-            text.line(&format!("udp dport {VXLAN_PORT} ip6 daddr @{} notrack", Set::Peers6.name()));
+            text.line(&format!("udp dport {VXLAN_PORT} goto into_tunnel"));
             // Pods of one node talk through the bridge address on purpose; see sysctl `send_redirects`.
-            text.line(&format!("oifname \"{BRIDGE}\" icmp type redirect drop"));
+            text.line(&format!("icmp type redirect oifname \"{BRIDGE}\" drop"));
+        });
+        text.block("chain into_tunnel", |text| {
+            text.line(&format!("ip daddr @{} notrack accept", Set::Peers4.name()));
+            text.line(&format!("ip6 daddr @{} notrack accept", Set::Peers6.name()));
         });
     }
 
@@ -223,7 +241,8 @@ impl Facts {
         text.block("chain postrouting", |text| {
             text.line("type filter hook postrouting priority raw; policy accept;");
             text.line(&format!(
-                "ip daddr {universe} oifname != {{ \"{BRIDGE}\", \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\", \"lo\" }} {}",
+                "oifgroup & {GROUPS_MASK:#x} != {BRIDGE_GROUP} ip daddr {universe} \
+                 oifname != {{ \"{BRIDGE}\", \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\", \"lo\" }} {}",
                 count_and_drop(Drop::AroundOverlay)
             ));
         });
@@ -261,11 +280,13 @@ impl Facts {
         let (mac, pods) = (self.mac, Set::Pods.name());
         text.block("chain prerouting", |text| {
             text.line("type filter hook prerouting priority -250; policy accept;");
+            text.line(&format!(
+                "ether daddr {mac} ether type ip iifname . ether saddr . ip saddr @{pods} accept"
+            ));
             text.line(&format!("iifname \"{PORT_PREFIX}*\" goto pod"));
             text.line(&format!("ether daddr {mac} {}", count_and_drop(Drop::UnknownPort)));
         });
         text.block("chain pod", |text| {
-            text.line(&format!("ether daddr {mac} ether type ip iifname . ether saddr . ip saddr @{pods} accept"));
             text.line(&format!(
                 "ether daddr {{ {mac}, ff:ff:ff:ff:ff:ff }} ether type arp \
                  iifname . ether saddr . arp saddr ip @{pods} iifname . arp saddr ether . arp saddr ip @{pods} accept"

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use weave_proto::Cidr;
 use weave_proto::local::cni::PodPort;
 
-use super::names::{BRIDGE, Mac, PORT_PREFIX, UNREACHABLE_METRIC, VXLAN, VXLAN6};
+use super::names::{BRIDGE, BRIDGE_GROUP, Mac, PORT_PREFIX, TUNNEL_GROUP, UNREACHABLE_METRIC, VXLAN, VXLAN6};
 use super::{NetError, NodeState, PeerPath, sysctl};
 use crate::firewall;
 
@@ -77,6 +77,17 @@ pub enum LinkKind {
     Vxlan,
     /// A VXLAN device over IPv6.
     Vxlan6,
+}
+
+impl LinkKind {
+    /// The device group, by which the firewall knows it.
+    #[must_use]
+    pub const fn group(self) -> u32 {
+        match self {
+            Self::Bridge => BRIDGE_GROUP,
+            Self::Vxlan | Self::Vxlan6 => TUNNEL_GROUP,
+        }
+    }
 }
 
 /// What tells routes of one table apart.

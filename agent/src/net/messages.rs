@@ -189,7 +189,10 @@ fn serialize(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
 
 fn create_link(name: &str, link: &Link) -> Vec<Vec<u8>> {
     let mac = link.mac.0.to_vec();
-    let create = |message| encode(RouteNetlinkMessage::NewLink(message), CREATE);
+    let create = |mut message: LinkMessage| {
+        message.attributes.push(LinkAttribute::Group(link.kind.group()));
+        encode(RouteNetlinkMessage::NewLink(message), CREATE)
+    };
     match link.kind {
         LinkKind::Bridge => {
             // A bridge's MTU follows the smallest of its ports until somebody changes it, and giving it at creation,
@@ -246,6 +249,7 @@ fn adjust_link(index: u32, change: &LinkChange) -> Vec<u8> {
     };
     message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
+    message.attributes.extend(change.group.map(LinkAttribute::Group));
     encode(RouteNetlinkMessage::NewLink(message), 0)
 }
 

@@ -15,6 +15,13 @@ pub const TUN: &str = "weave-tun";
 /// How the host's end of every pod's veth pair begins.
 pub const PORT_PREFIX: &str = "vethwe";
 
+/// The device group of the bridge, and the next number, of the VXLAN devices: so that the firewall's rules can tell a
+/// packet's device by comparing one number, where a name costs a copy, a hash and a comparison of strings a packet.
+/// Even, so that one mask finds both.
+pub const BRIDGE_GROUP: u32 = 6784;
+/// The device group of the VXLAN devices.
+pub const TUNNEL_GROUP: u32 = BRIDGE_GROUP + 1;
+
 /// UDP port of VXLAN, the one that Weave Net has always used.
 pub const VXLAN_PORT: u16 = 6784;
 /// VXLAN network identifier. Any value does, since nobody else uses the port; the port's number is easy to recognise

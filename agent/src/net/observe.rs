@@ -62,6 +62,8 @@ pub struct ObservedLink {
     pub mac: Option<Mac>,
     /// Its largest packet.
     pub mtu: u32,
+    /// Its device group.
+    pub group: u32,
     /// Whether it is up.
     pub up: bool,
     /// The bridge (or other master) that it is a port of.
@@ -220,6 +222,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Address(bytes) => link.mac = mac(bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::LinkInfo(info) => info.iter().for_each(|info| link_info(&mut link, info)),
             _ => {}

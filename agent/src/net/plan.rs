@@ -71,6 +71,8 @@ pub struct LinkChange {
     pub mac: Option<Mac>,
     /// The MTU.
     pub mtu: Option<u32>,
+    /// The device group.
+    pub group: Option<u32>,
     /// A bridge's own settings.
     pub bridge_settings: bool,
     /// Whether VLAN filtering must be turned off.
@@ -346,6 +348,7 @@ impl Fit {
         let mut change = LinkChange {
             mac: (found.mac != Some(wanted.mac)).then_some(wanted.mac),
             mtu: (found.mtu != wanted.mtu).then_some(wanted.mtu),
+            group: (found.group != wanted.kind.group()).then_some(wanted.kind.group()),
             ..LinkChange::default()
         };
         match (wanted.kind, &found.shape) {
@@ -408,6 +411,7 @@ impl fmt::Display for LinkChange {
         f.write_str("up")?;
         self.mac.map_or(Ok(()), |mac| write!(f, ", MAC {mac}"))?;
         self.mtu.map_or(Ok(()), |mtu| write!(f, ", MTU {mtu}"))?;
+        self.group.map_or(Ok(()), |group| write!(f, ", group {group}"))?;
         f.write_str(if self.bridge_settings { ", plain bridge" } else { "" })
     }
 }

@@ -82,6 +82,7 @@ fn satisfied(desired: &Desired) -> Observed {
             index,
             mac: Some(link.mac),
             mtu: link.mtu,
+            group: link.kind.group(),
             up: true,
             shape,
             ..ObservedLink::default()
