@@ -24,7 +24,7 @@ use crate::cni::{Cni, Paths, tombstones};
 use crate::config::{IpallocInit, Settings};
 use crate::control::ControlSocket;
 use crate::http::{MetricsServer, StatusServer};
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use crate::kube::Surroundings;
 use crate::net::{ForwardAccept, HostOptions, Node};
 use crate::peer::{self, PeerEvent, PeerNet, Secrets};
@@ -319,6 +319,7 @@ fn router_config(
         topology: weave_topology::Config {
             name: me,
             key: loaded.identity.key(),
+            name_of: identity::name_of,
             uid: loaded.identity.uid(),
             nickname: settings.nickname(),
             features: Features::FASTDP,

@@ -240,6 +240,7 @@ impl World {
             topology: weave_topology::Config {
                 name: me,
                 key: machine.key,
+                name_of: name,
                 uid: PeerUid(machine.disk.starts),
                 nickname: Nickname::lossy(&format!("node{at}")),
                 features: Features::FASTDP,

@@ -38,6 +38,8 @@ pub struct Config {
     pub name: PeerName,
     /// The identity.
     pub key: PeerKey,
+    /// The name that follows from a key. A record that says otherwise is not believed.
+    pub name_of: fn(&PeerKey) -> PeerName,
     /// The incarnation.
     pub uid: PeerUid,
     /// The host name.

@@ -35,6 +35,7 @@ const PERSIST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Topology {
     pub(crate) key: PeerKey,
+    name_of: fn(&PeerKey) -> PeerName,
     pub(crate) hello: Hello,
     facts: OwnFacts,
     pub(crate) own: Own,
@@ -82,6 +83,7 @@ impl Topology {
         };
         let mut topology = Self {
             key: config.key,
+            name_of: config.name_of,
             facts: OwnFacts { founders: config.founders, ..OwnFacts::default() },
             own: Own::new(&config),
             connector: Connector::new(&config, rng.random(), now),

@@ -59,7 +59,7 @@ pub(crate) fn judge(known: Option<&PeerRecord>, record: &PeerRecord) -> Verdict 
     }
 }
 
-/// What is wrong with a record in itself; nothing if it is sound.
+/// What is wrong with the form of a record; nothing if it is sound.
 pub(crate) fn flaw(record: &PeerRecord) -> Option<&'static str> {
     if record.links.len() > MAX_LINKS {
         Some("lists too many links")

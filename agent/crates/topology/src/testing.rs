@@ -21,6 +21,11 @@ pub(crate) fn key(number: u8) -> PeerKey {
     PeerKey([number; 32])
 }
 
+/// What stands for a hash here: the first byte of a key says whose it is.
+pub(crate) fn name_of(key: &PeerKey) -> PeerName {
+    name(key.0[0])
+}
+
 pub(crate) fn addr(number: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, number)), 6783)
 }

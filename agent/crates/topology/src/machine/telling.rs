@@ -25,7 +25,8 @@ impl Topology {
     ) -> Result<(), RejectedGossip> {
         let mut result = Ok(());
         for record in records {
-            match flaw(&record) {
+            let misnamed = (self.name_of)(&record.key) != record.name;
+            match flaw(&record).or(misnamed.then_some("has a name that does not follow from its key")) {
                 Some(what) => result = Err(RejectedGossip::Malformed { from, about: record.name, what }),
                 None if record.name == self.me() => self.on_record_of_me(&record, now),
                 None => self.on_record(link, from, record, now),

@@ -191,6 +191,20 @@ fn a_discovered_peer_is_dialled_by_the_smaller_name_first() {
 }
 
 #[test]
+fn a_record_whose_name_does_not_follow_from_its_key_is_refused_and_the_rest_of_the_message_taken() {
+    let start = now();
+    let mut machine = Topology::new(config(), 1, start);
+    linked(&mut machine, 2, start);
+    let made_up = PeerRecord { key: key(7), ..record(5, 1, 1, &[2]) };
+    let of_us = PeerRecord { key: key(7), ..record(1, 9, 9, &[2]) };
+    let message = Message::Topology(vec![made_up, of_us, record(6, 1, 1, &[2])]);
+    let refused = machine.handle_message(LinkId(2), message, start).unwrap_err().to_string();
+    assert!(refused.contains("does not follow from its key"), "{refused}");
+    assert!(machine.peer(name(5)).is_none() && machine.peer(name(6)).is_some());
+    assert_eq!(machine.twin(start), None);
+}
+
+#[test]
 fn a_digest_is_answered_with_what_differs() {
     let start = now();
     let mut machine = Topology::new(config(), 1, start);
@@ -329,6 +343,7 @@ fn config() -> Config {
     Config {
         name: name(1),
         key: key(1),
+        name_of: crate::testing::name_of,
         uid: PeerUid(1),
         nickname: Nickname::lossy("host1"),
         features: Features::default(),

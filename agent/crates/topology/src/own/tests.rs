@@ -87,6 +87,7 @@ fn own() -> Own {
     Own::new(&Config {
         name: name(1),
         key: key(1),
+        name_of: crate::testing::name_of,
         uid: PeerUid(5),
         nickname: Nickname::lossy("host1"),
         features: weave_proto::peer::Features::default(),

@@ -159,6 +159,7 @@ impl World {
         let config = Config {
             name: name(node.key),
             key: PeerKey([node.key; 32]),
+            name_of: |key| name(key.0[0]),
             uid: PeerUid(node.uid),
             nickname: Nickname::lossy(&format!("host{}", node.key)),
             features: Features::FASTDP,
