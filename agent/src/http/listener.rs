@@ -21,8 +21,13 @@ use crate::config::ListenAddress;
 /// Connections at a time: a few people, a few scrapers; more wait in the socket's queue.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 
-/// A connection on which nothing moves for so long is closed. Longer than any answer is waited for.
+/// A request on which nothing moves for so long is given up. Longer than any answer is waited for.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
+
+/// How long a caller may take to ask, from its connection or the last answer on: who connects and says nothing, or says
+/// it letter by letter, must not keep others from the few places. Callers here are on this machine or a scraper nearby,
+/// and ask in one packet.
+pub(super) const ASKING: Duration = Duration::from_secs(5);
 
 /// After a failed accept, such as for want of file descriptors, how long to wait before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -113,29 +118,62 @@ impl axum::serve::Listener for Bounded {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A connection with its slot, which fails when nothing has moved for [`SILENCE`].
+/// A connection with its slot, which fails when its caller takes too long.
+///
+/// ```text
+///   asking (ASKING in all) ---- blank line ----> asked (SILENCE each time something moves)
+///      ^---------------- answer written ------------------'
+/// ```
 pub(super) struct Guarded {
     stream: Box<dyn Stream>,
-    silence: Pin<Box<Sleep>>,
+    stage: Stage,
+    patience: Pin<Box<Sleep>>,
     _slot: OwnedSemaphorePermit,
+}
+
+/// How far the caller has come.
+enum Stage {
+    /// Its request is not whole; so many line ends were read in a row.
+    Asking { line_ends: u8 },
+    /// It waits for the answer.
+    Asked,
 }
 
 impl Guarded {
     fn new(stream: Box<dyn Stream>, slot: OwnedSemaphorePermit) -> Self {
-        Self { stream, silence: Box::pin(tokio::time::sleep(SILENCE)), _slot: slot }
+        let patience = Box::pin(tokio::time::sleep(ASKING));
+        Self { stream, stage: Stage::Asking { line_ends: 0 }, patience, _slot: slot }
     }
 
-    /// Passes on a result; while there is none, watches for too much silence.
-    fn watched<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match result {
-            Poll::Ready(result) => {
-                self.silence.as_mut().reset(Instant::now() + SILENCE);
-                Poll::Ready(result)
+    /// The caller has said this. A request ends with the blank line behind its header, for there is nothing here that a
+    /// body could be sent to.
+    fn hear(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            match (&mut self.stage, byte) {
+                (Stage::Asking { line_ends }, b'\n') => *line_ends += 1,
+                (Stage::Asking { .. }, b'\r') | (Stage::Asked, _) => {}
+                (Stage::Asking { line_ends }, _) => *line_ends = 0,
             }
-            Poll::Pending => match self.silence.as_mut().poll(context) {
-                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                Poll::Pending => Poll::Pending,
-            },
+            if matches!(self.stage, Stage::Asking { line_ends: 2.. }) {
+                self.stage = Stage::Asked;
+            }
+        }
+        if matches!(self.stage, Stage::Asked) {
+            self.patience.as_mut().reset(Instant::now() + SILENCE);
+        }
+    }
+
+    /// Some of the answer has gone out.
+    fn answered(&mut self) {
+        self.stage = Stage::Asking { line_ends: 0 };
+        self.patience.as_mut().reset(Instant::now() + ASKING);
+    }
+
+    /// Nothing moves.
+    fn wait<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        match self.patience.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
         }
     }
 }
@@ -146,8 +184,14 @@ impl AsyncRead for Guarded {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.watched(context, result)
+        let known = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Ready(result) => {
+                self.hear(&buffer.filled()[known..]);
+                Poll::Ready(result)
+            }
+            Poll::Pending => self.wait(context),
+        }
     }
 }
 
@@ -157,8 +201,13 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watched(context, result)
+        match Pin::new(&mut self.stream).poll_write(context, bytes) {
+            Poll::Ready(result) => {
+                self.answered();
+                Poll::Ready(result)
+            }
+            Poll::Pending => self.wait(context),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -6,8 +6,8 @@
 //! or as `localhost`.
 //!
 //! Each server is one future that accepts until it is dropped. Every connection is a task of axum's own: there are at
-//! most `listener::MAX_CONNECTIONS` of them, each ends when its caller leaves or is silent for
-//! `listener::SILENCE`, and none holds anything but the status feed, so that nobody can use up the agent's memory or
+//! most `listener::MAX_CONNECTIONS` of them, each ends when its caller leaves, takes longer than `listener::ASKING` to
+//! ask, or does not take its answer for `listener::SILENCE`, and none holds anything but the status feed, so that nobody can use up the agent's memory or
 //! file descriptors and nothing is lost when they are cut off.
 
 mod listener;

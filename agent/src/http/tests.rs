@@ -71,6 +71,30 @@ fn get(served: &Served, path: &str) -> Answer {
 }
 
 #[test]
+fn callers_that_say_nothing_or_half_of_it_do_not_keep_others_waiting_for_long() {
+    let served = served(FakeAgent::new(sample()));
+    let callers: Vec<TcpStream> = (0..listener::MAX_CONNECTIONS)
+        .map(|number| {
+            let mut stream = connect(served.address);
+            match number % 3 {
+                0 => {}
+                1 => stream.write_all(b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n").unwrap(),
+                _ => {
+                    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
+                    let mut first = [0];
+                    stream.read_exact(&mut first).unwrap();
+                }
+            }
+            stream
+        })
+        .collect();
+    let started = std::time::Instant::now();
+    assert_eq!(get(&served, "/healthz").code, 200);
+    assert!(started.elapsed() < listener::ASKING * 2, "it took {:?}", started.elapsed());
+    drop(callers);
+}
+
+#[test]
 fn status_is_what_the_command_line_prints() {
     let served = served(FakeAgent::new(sample()));
     let views = [
