@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weave_proto::Cidr;
 use weave_proto::local::cni::{
@@ -65,8 +66,7 @@ pub(crate) struct Conf {
 }
 
 /// The configuration as it is written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug)]
 struct Written {
     cni_version: Option<String>,
     name: Option<String>,
@@ -75,22 +75,83 @@ struct Written {
     hairpin_mode: Option<bool>,
     is_gateway: Option<bool>,
     ip_masq: Option<bool>,
-    /// An object, which serde would read from a list as well.
-    ipam: Option<serde_json::Map<String, Value>>,
+    ipam: Map,
     dns: Option<Dns>,
     run_dir: Option<PathBuf>,
     data_dir: Option<PathBuf>,
     prev_result: Option<Value>,
-    runtime_config: Option<serde_json::Map<String, Value>>,
-    #[serde(rename = "cni.dev/valid-attachments")]
+    runtime_config: Map,
     valid: Option<Vec<WrittenAttachment>>,
-    /// The name this key had before 1.1.0 was released.
-    #[serde(rename = "cni.dev/attachments")]
-    older_valid: Option<Vec<WrittenAttachment>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+type Map = serde_json::Map<String, Value>;
+
+impl Written {
+    fn read(mut object: Map) -> Result<Self, Refusal> {
+        let section = &mut object;
+        // The name this key had before 1.1.0 was released.
+        let older_valid = take(section, "cni.dev/attachments")?;
+        Ok(Self {
+            cni_version: take(section, "cniVersion")?,
+            name: take(section, "name")?,
+            bridge: take(section, "bridge")?,
+            mtu: take(section, "mtu")?,
+            hairpin_mode: take(section, "hairpinMode")?,
+            is_gateway: take(section, "isGateway")?,
+            ip_masq: take(section, "ipMasq")?,
+            ipam: take(section, "ipam")?.unwrap_or_default(),
+            dns: take(section, "dns")?,
+            run_dir: take(section, "runDir")?,
+            data_dir: take(section, "dataDir")?,
+            prev_result: section.remove("prevResult"),
+            runtime_config: take(section, "runtimeConfig")?.unwrap_or_default(),
+            valid: take(section, "cni.dev/valid-attachments")?.or(older_valid),
+        })
+    }
+}
+
+/// The value of a key; none if it is not there or null.
+fn take<T: DeserializeOwned>(section: &mut Map, key: &str) -> Result<Option<T>, Refusal> {
+    let Some(value) = section.remove(key).filter(|value| !value.is_null()) else { return Ok(None) };
+    let shown = value.to_string();
+    serde_json::from_value(value).map(Some).map_err(|error| {
+        let msg = format!("cannot read {key} in the configuration: {error}");
+        Refusal::new(ErrorCode::Decode, msg).with_details(format!("it is {}", shortened(&shown)))
+    })
+}
+
+fn shortened(text: &str) -> String {
+    /// Enough to find the place in a file.
+    const SHOWN: usize = 60;
+    if text.chars().count() <= SHOWN {
+        text.to_owned()
+    } else {
+        text.chars().take(SHOWN).chain(['…']).collect()
+    }
+}
+
+/// Our keys that are not keys of the specification: those that a runtime has no reason to write otherwise.
+const OURS: [&str; 7] = ["bridge", "mtu", "hairpinMode", "isGateway", "ipMasq", "runDir", "dataDir"];
+
+/// A word for the log about each key that looks like one of ours and is none: it is ignored, as the specification wants.
+pub(crate) fn hints(input: &[u8]) -> Vec<String> {
+    let Ok(object) = serde_json::from_slice::<Map>(input) else { return Vec::new() };
+    let plain = |key: &str| key.to_lowercase().replace(['_', '-'], "");
+    let meant = |key: &String| {
+        let like = |ours: &&str| {
+            let (one, other) = (plain(key), plain(ours));
+            *ours != key && (one == other || one.len() > 4 && (one.contains(&other) || other.contains(&one)))
+        };
+        OURS.iter().find(|ours| **ours == key).is_none().then(|| OURS.iter().copied().find(like)).flatten()
+    };
+    object
+        .keys()
+        .filter_map(|key| Some((key, meant(key)?)))
+        .map(|(key, ours)| format!("the key {key:?} of the configuration is ignored: did you mean {ours:?}?"))
+        .collect()
+}
+
+#[derive(Debug, Default)]
 struct WrittenIpam {
     subnet: Option<String>,
     gateway: Option<IpAddr>,
@@ -135,11 +196,9 @@ pub(crate) fn read_input() -> Result<Vec<u8>, Refusal> {
 /// # Errors
 /// Code 6 if it is no JSON of the right shape, 1 for an unknown version, 7 for what makes no sense.
 pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
-    let written: Written = serde_json::from_slice::<serde_json::Map<String, Value>>(input)
-        .and_then(|object| serde_json::from_value(Value::Object(object)))
-        .map_err(|error| {
-            Refusal::new(ErrorCode::Decode, format!("cannot read the configuration: {error}"))
-        })?;
+    let written = serde_json::from_slice(input)
+        .map_err(|error| Refusal::new(ErrorCode::Decode, format!("cannot read the configuration: {error}")));
+    let written = Written::read(written?)?;
     let version = version(written.cni_version.as_deref().unwrap_or_default())?;
     let network = written.name.clone().unwrap_or_default();
     if !is_cni_name(&network) {
@@ -147,8 +206,8 @@ pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
             .with_details("name: a letter or digit, then letters, digits, '_', '.' and '-'"));
     }
     let unsupported = unsupported(&written);
-    let runtime = lower_case(written.runtime_config.unwrap_or_default());
-    let (delegate, ipam) = ipam(written.ipam.unwrap_or_default())?;
+    let runtime = lower_case(written.runtime_config);
+    let (delegate, ipam) = ipam(written.ipam)?;
     Ok(Conf {
         version,
         network,
@@ -165,13 +224,7 @@ pub(crate) fn parse(input: &[u8]) -> Result<Conf, Refusal> {
         run_dir: absolute("runDir", written.run_dir, RUN_DIR)?,
         data_dir: absolute("dataDir", written.data_dir, DATA_DIR)?,
         prev_result: written.prev_result.filter(|value| !value.is_null()),
-        valid: written
-            .valid
-            .or(written.older_valid)
-            .unwrap_or_default()
-            .into_iter()
-            .map(Into::into)
-            .collect(),
+        valid: written.valid.unwrap_or_default().into_iter().map(Into::into).collect(),
         unsupported,
     })
 }
@@ -184,16 +237,21 @@ impl From<WrittenAttachment> for AttachmentKey {
 
 /// The IPAM section: another plugin's name, or what it says to our own. What it says to another plugin is between
 /// the two.
-fn ipam(section: serde_json::Map<String, Value>) -> Result<(Option<String>, WrittenIpam), Refusal> {
-    let decode = |error: serde_json::Error| {
-        Refusal::new(ErrorCode::Decode, format!("cannot read ipam in the configuration: {error}"))
+fn ipam(mut section: Map) -> Result<(Option<String>, WrittenIpam), Refusal> {
+    let within = |refusal: Refusal| Refusal {
+        msg: refusal.msg.replacen("cannot read ", "cannot read ipam.", 1),
+        ..refusal
     };
-    let name = section.get("type").cloned().unwrap_or_default();
-    let name: Option<String> = serde_json::from_value(name).map_err(decode)?;
-    match name.filter(|name| !name.is_empty() && name != "weave-ipam") {
-        Some(delegate) => Ok((Some(delegate), WrittenIpam::default())),
-        None => Ok((None, serde_json::from_value(Value::Object(section)).map_err(decode)?)),
+    let name: Option<String> = take(&mut section, "type").map_err(within)?;
+    if let Some(delegate) = name.filter(|name| !name.is_empty() && name != "weave-ipam") {
+        return Ok((Some(delegate), WrittenIpam::default()));
     }
+    let written = WrittenIpam {
+        subnet: take(&mut section, "subnet").map_err(within)?,
+        gateway: take(&mut section, "gateway").map_err(within)?,
+        routes: take(&mut section, "routes").map_err(within)?,
+    };
+    Ok((None, written))
 }
 
 fn version(text: &str) -> Result<Version, Refusal> {
@@ -222,7 +280,7 @@ fn unsupported(written: &Written) -> Option<Refusal> {
             "remove it: the agent masquerades traffic that leaves the network",
         );
     }
-    let runtime = lower_case(written.runtime_config.clone().unwrap_or_default());
+    let runtime = lower_case(written.runtime_config.clone());
     let asked = ["ips", "mac", "ipranges"].into_iter().find_map(|name| Some((name, runtime.get(name)?)));
     asked.and_then(|(name, value)| {
         field(&format!("runtimeConfig.{name}"), value, "remove the capability: the agent chooses addresses")
@@ -230,7 +288,7 @@ fn unsupported(written: &Written) -> Option<Refusal> {
 }
 
 /// containerd writes the keys of runtimeConfig as its Go structures are called, CRI-O in camel case.
-fn lower_case(map: serde_json::Map<String, Value>) -> serde_json::Map<String, Value> {
+fn lower_case(map: Map) -> Map {
     let lower = |value| match value {
         Value::Object(inner) => Value::Object(lower_case(inner)),
         other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {

@@ -62,6 +62,10 @@ fn run(environment: &Environment, ipam: bool) -> Result<Printed, Failure> {
     }
     let input = conf::read_input()?;
     let conf = conf::parse(&input)?;
+    for hint in conf::hints(&input) {
+        // Runtimes keep what plugins say here; one that has closed it does not want to know.
+        let _ = writeln!(std::io::stderr().lock(), "weave-net: {hint}");
+    }
     let version = conf.version.text();
     let done = if ipam { ipam::run(environment, &conf) } else { verbs::run(environment, &conf, &input) };
     done.map_err(|refusal| Failure { version, refusal })

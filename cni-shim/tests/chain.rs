@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use support::lab::{GATEWAY, Netns, Node, is_installed, reaches, sh};
 use support::libcni::Runtime;
 use support::{is_root, weave_net};
-use weave_agent::cni::conflist::{Chained, Conflist};
+use weave_agent::cni::conflist::{Chained, Conflist, Standard};
 use weave_agent::cni::{Paths, records};
 
 /// Versions that the distribution's plugins speak, too, and that chains exist in.
@@ -40,7 +40,8 @@ fn ready(test: &str, plugins: &[&str]) -> bool {
 
 /// What the agent writes, in another version.
 fn conflist(version: &str) -> Value {
-    let chained = vec![Chained::Portmap, Chained::Bandwidth];
+    let chained =
+        [Standard::Portmap, Standard::Bandwidth].map(|plugin| Chained { plugin, is_newest: false }).to_vec();
     let conflist =
         Conflist { name: "weave".to_owned(), hairpin: true, mtu: None, paths: Paths::default(), chained };
     let mut list = conflist.render();

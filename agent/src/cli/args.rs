@@ -3,9 +3,10 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, CommandFactory, Id, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, Id, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, Settings, Target};
@@ -230,6 +231,14 @@ pub struct SetupCniArgs {
     /// The plugin's program [default: weave-net beside this program]
     #[arg(long, value_name = "FILE")]
     pub plugin: Option<PathBuf>,
+
+    /// Whether a pod may reach itself through a Service; always, whatever is said here
+    ///
+    /// Weave Net could do without. Here every packet of a pod passes the node, which the guard at the pod's port sees to,
+    /// so that the mode can cause no loop.
+    #[arg(long, value_name = "BOOL", env = "HAIRPIN_MODE", default_value_t = true, action = ArgAction::Set,
+          value_parser = BoolishValueParser::new())]
+    pub hairpin_mode: bool,
 
     /// Where the agent keeps its state
     #[arg(long, value_name = "DIR", env = "WEAVE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
@@ -481,7 +490,7 @@ hand is left as it is.
 
 The standard plugins portmap (hostPort) and bandwidth are put behind weave-net if they are in the plugins' directory \
 by then: a runtime refuses a network that names a plugin which it cannot find. What is missing is said, with what pods \
-go without. An agent with directories of its own (--run-dir, --data-dir) is found through the network's file.";
+go without. The network offers CNI 1.1.0 (with STATUS and GC) if all of them say that they speak it. An agent with directories of its own (--run-dir, --data-dir) is found through the network's file.";
 
 const COMPLETION: &str = "\
 Print a completion script for a shell, for example:

@@ -34,6 +34,12 @@ pub(super) fn install(
     for lost in missing {
         writeln!(terminal.err, "note: {lost}")?;
     }
+    if !args.hairpin_mode {
+        writeln!(
+            terminal.err,
+            "note: hairpin mode stays on: it cannot cause a loop here, and Services need it"
+        )?;
+    }
     let absolute = |dir: &Path| std::path::absolute(dir).map_err(told("find the directory", dir));
     let paths = Paths { run_dir: absolute(run_dir)?, data_dir: absolute(&args.data_dir)? };
     let network = Conflist { name: "weave".to_owned(), hairpin: true, mtu: None, paths, chained };

@@ -13,6 +13,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weave_proto::local::cni::{DATA_DIR, RUN_DIR};
@@ -24,6 +26,12 @@ pub const FILE: &str = "10-weave.conflist";
 
 /// The version that every runtime and every packaged plugin of the last years speaks.
 const VERSION: &str = "1.0.0";
+
+/// The version with GC and STATUS, which runtimes ask every plugin of a chain.
+const NEWEST: &str = "1.1.0";
+
+/// How long a plugin may take to say which versions it speaks. It only prints a line.
+const VERSION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The shim's names.
 const SHIM: &str = "weave-net";
@@ -44,16 +52,25 @@ pub struct Conflist {
     pub chained: Vec<Chained>,
 }
 
-/// A standard plugin behind ours.
+/// A standard plugin behind ours, as it is in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chained {
+pub struct Chained {
+    /// Which.
+    pub plugin: Standard,
+    /// Whether it speaks version 1.1.0.
+    pub is_newest: bool,
+}
+
+/// A plugin that distributions bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standard {
     /// hostPort.
     Portmap,
     /// The bandwidth annotations.
     Bandwidth,
 }
 
-impl Chained {
+impl Standard {
     const ALL: [Self; 2] = [Self::Portmap, Self::Bandwidth];
 
     const fn name(self) -> &'static str {
@@ -96,12 +113,49 @@ pub struct Missing {
 pub fn look_around(bin_dir: &Path) -> (Vec<Chained>, Vec<Missing>) {
     let is_there = |name: &str| bin_dir.join(name).is_file();
     let missing = |plugin, loss| Missing { plugin, dir: bin_dir.to_owned(), loss };
-    let (there, not_there): (Vec<_>, Vec<_>) = Chained::ALL.into_iter().partition(|one| is_there(one.name()));
+    let (there, not_there): (Vec<_>, Vec<_>) =
+        Standard::ALL.into_iter().partition(|one| is_there(one.name()));
+    let there = there
+        .into_iter()
+        .map(|plugin| Chained { plugin, is_newest: speaks(&bin_dir.join(plugin.name()), NEWEST) })
+        .collect();
     let mut lost: Vec<_> = not_there.into_iter().map(|one| missing(one.name(), one.loss())).collect();
     if !is_there("loopback") {
         lost.push(missing("loopback", "containerd before 2.0 cannot start any pod"));
     }
     (there, lost)
+}
+
+/// Whether a plugin says that it speaks this version.
+fn speaks(plugin: &Path, version: &str) -> bool {
+    versions(plugin).is_ok_and(|versions| versions.iter().any(|spoken| spoken == version))
+}
+
+/// What a plugin answers to VERSION. A plugin that does not answer in time is ended.
+fn versions(plugin: &Path) -> io::Result<Vec<String>> {
+    let mut asked = Command::new(plugin)
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut input) = asked.stdin.take() {
+        // A plugin that answers without reading has closed this end.
+        let _ = input.write_all(json!({ "cniVersion": VERSION }).to_string().as_bytes());
+    }
+    let deadline = Instant::now() + VERSION_PATIENCE;
+    while asked.try_wait()?.is_none() {
+        if Instant::now() >= deadline {
+            asked.kill()?;
+            asked.wait()?;
+            return Err(ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let answer: Value = serde_json::from_slice(&asked.wait_with_output()?.stdout)?;
+    let versions = answer["supportedVersions"].as_array().into_iter().flatten();
+    Ok(versions.filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 impl Conflist {
@@ -119,13 +173,12 @@ impl Conflist {
             ours["dataDir"] = json!(self.paths.data_dir);
         }
         let plugins: Vec<_> =
-            [ours].into_iter().chain(self.chained.iter().map(|one| one.document())).collect();
-        // A runtime that knows cniVersions takes the newest of them. 1.1.0 is not among them while the chain holds
-        // plugins of distributions, whose versions stop before it; a chain of our own alone may be asked STATUS and
-        // GC.
+            [ours].into_iter().chain(self.chained.iter().map(|one| one.plugin.document())).collect();
+        // A runtime that knows cniVersions takes the newest of them, and fails if one plugin of the chain does not speak
+        // it; the plugins of many distributions stop before 1.1.0.
         let mut versions = vec!["0.3.1", "0.4.0", VERSION];
-        if self.chained.is_empty() {
-            versions.push("1.1.0");
+        if self.chained.iter().all(|one| one.is_newest) {
+            versions.push(NEWEST);
         }
         json!({ "cniVersion": VERSION, "cniVersions": versions, "name": self.name, "plugins": plugins })
     }

@@ -31,7 +31,7 @@ pub fn agree(settings: &Settings, facts: &Facts) -> Result<(), Refusal> {
         let msg = format!("hairpinMode: the configuration wants {hairpin}, the agent's is {}", facts.hairpin);
         return refuse(
             msg,
-            "it is a setting of the node: leave it out, or start the agent with HAIRPIN_MODE",
+            "leave it out: the guard at each port needs hairpin mode, and lets nothing return that would loop",
         );
     }
     if let Some(subnet) = settings.subnet.filter(|&subnet| subnet != facts.universe) {

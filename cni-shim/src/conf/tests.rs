@@ -36,6 +36,45 @@ fn everything_that_reaches_the_agent() {
 }
 
 #[test]
+fn a_value_of_the_wrong_type_is_refused_by_the_name_of_its_key() {
+    for (key, value) in [
+        ("cniVersion", json!(1)),
+        ("name", json!(["w"])),
+        ("mtu", json!("1400")),
+        ("mtu", json!(-1)),
+        ("hairpinMode", json!("yes")),
+        ("bridge", json!({})),
+        ("ipam", json!([])),
+        ("runDir", json!(7)),
+        ("dns", json!("10.96.0.10")),
+        ("runtimeConfig", json!([])),
+        ("cni.dev/valid-attachments", json!({})),
+    ] {
+        let refusal = parse(json!({ "name": "w", key: value }).to_string().as_bytes()).unwrap_err();
+        assert_eq!(refusal.code, ErrorCode::Decode);
+        assert!(refusal.msg.contains(&format!("cannot read {key} in")), "{}", refusal.msg);
+        assert!(refusal.details.contains(&value.to_string()), "{}", refusal.details);
+    }
+    let ipam =
+        parse(json!({ "name": "w", "ipam": { "gateway": "here" } }).to_string().as_bytes()).unwrap_err();
+    assert!(ipam.msg.contains("cannot read ipam.gateway in"), "{}", ipam.msg);
+}
+
+#[test]
+fn a_key_that_looks_like_one_of_ours_is_told() {
+    let hints = |document: Value| hints(document.to_string().as_bytes());
+    assert!(
+        hints(json!({ "name": "w", "type": "weave-net", "mtu": 1, "hairpinMode": true, "x": 1 })).is_empty()
+    );
+    for (key, meant) in
+        [("MTU", "mtu"), ("hairpin", "hairpinMode"), ("hairpin_mode", "hairpinMode"), ("ipmasq", "ipMasq")]
+    {
+        let told = hints(json!({ "name": "w", key: 1 }));
+        assert!(told.len() == 1 && told[0].contains(key) && told[0].contains(meant), "{key}: {told:?}");
+    }
+}
+
+#[test]
 fn no_routes_and_an_empty_list_of_routes_are_different() {
     assert_eq!(read(&json!({ "name": "w", "ipam": {} })).settings.routes, None);
     assert_eq!(read(&json!({ "name": "w", "ipam": { "routes": [] } })).settings.routes, Some(vec![]));

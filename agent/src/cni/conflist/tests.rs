@@ -4,6 +4,10 @@ fn conflist(chained: Vec<Chained>) -> Conflist {
     Conflist { name: "weave".to_owned(), hairpin: true, mtu: None, paths: Paths::default(), chained }
 }
 
+const fn old(plugin: Standard) -> Chained {
+    Chained { plugin, is_newest: false }
+}
+
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
@@ -15,7 +19,7 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[test]
 fn the_usual_configuration() {
-    let document = conflist(vec![Chained::Portmap, Chained::Bandwidth]).render();
+    let document = conflist(vec![old(Standard::Portmap), old(Standard::Bandwidth)]).render();
     let expected = json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.3.1", "0.4.0", "1.0.0"],
@@ -27,6 +31,28 @@ fn the_usual_configuration() {
         ],
     });
     assert_eq!(document, expected);
+}
+
+#[test]
+fn a_runtime_is_offered_1_1_0_only_if_every_plugin_in_place_speaks_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, script: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let offers = || conflist(look_around(dir.path()).0).render()["cniVersions"].to_string().contains("1.1.0");
+    let new = r#"test "$CNI_COMMAND" = VERSION && echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}'"#;
+    put("portmap", new);
+    assert!(offers());
+    put("bandwidth", r#"echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'"#);
+    assert!(!offers());
+    put("bandwidth", new);
+    assert!(offers());
+    for broken in ["exit 1", "echo nonsense", "exec sleep 60"] {
+        put("bandwidth", broken);
+        assert!(!offers(), "{broken}");
+    }
 }
 
 #[test]
@@ -68,7 +94,7 @@ fn the_same_configuration_is_not_written_again() {
     let before = std::fs::metadata(dir.path().join(FILE)).unwrap().modified().unwrap();
     conflist(vec![]).install(dir.path()).unwrap();
     assert_eq!(std::fs::metadata(dir.path().join(FILE)).unwrap().modified().unwrap(), before);
-    conflist(vec![Chained::Portmap]).install(dir.path()).unwrap();
+    conflist(vec![old(Standard::Portmap)]).install(dir.path()).unwrap();
     assert!(std::fs::read_to_string(dir.path().join(FILE)).unwrap().contains("portmap"));
 }
 
@@ -77,12 +103,12 @@ fn trap_05_and_07_only_plugins_that_are_there_are_named_and_the_others_are_repor
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("portmap"), "").unwrap();
     let (chained, missing) = look_around(dir.path());
-    assert_eq!(chained, [Chained::Portmap]);
+    assert_eq!(chained, [old(Standard::Portmap)]);
     let plugins: Vec<_> = missing.iter().map(|missing| missing.plugin).collect();
     assert_eq!(plugins, ["bandwidth", "loopback"]);
     std::fs::write(dir.path().join("bandwidth"), "").unwrap();
     std::fs::write(dir.path().join("loopback"), "").unwrap();
-    assert_eq!(look_around(dir.path()), (vec![Chained::Portmap, Chained::Bandwidth], vec![]));
+    assert_eq!(look_around(dir.path()), (vec![old(Standard::Portmap), old(Standard::Bandwidth)], vec![]));
 }
 
 #[test]
@@ -90,7 +116,7 @@ fn trap_14_a_running_shim_is_replaced_and_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let bin = dir.path().join("bin");
     install_shim(Path::new("/bin/sleep"), &bin).unwrap();
-    let mut running = std::process::Command::new(bin.join("weave-net")).arg("60").spawn().unwrap();
+    let mut running = Command::new(bin.join("weave-net")).arg("60").spawn().unwrap();
     let old = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(bin.join("weave-net")).unwrap());
     let installed = install_shim(Path::new("/bin/cat"), &bin);
     running.kill().unwrap();
