@@ -95,6 +95,7 @@ impl Publisher {
                 .chain(&node.warnings)
                 .chain(notes.values())
                 .cloned()
+                .chain(router.warnings())
                 .collect(),
             router: RouterStatus {
                 port: self.fixed.port,

@@ -48,7 +48,11 @@ impl FromStr for IpallocInit {
 fn parse_names(text: &str) -> Result<BTreeSet<PeerName>, String> {
     let mut names = BTreeSet::new();
     for name in text.split(',') {
-        let name = name.trim().parse::<PeerName>().map_err(|error| error.to_string())?;
+        let name = name.trim().parse::<PeerName>().map_err(|error| {
+            format!(
+                "{error}; a seed is listed by the name that `weave status` prints there, not by its host name"
+            )
+        })?;
         if !names.insert(name) {
             return Err(format!("{name} is listed twice"));
         }

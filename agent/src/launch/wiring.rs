@@ -71,6 +71,9 @@ impl Wiring {
         tracing::info!("Our name is {}({nickname}), start number {}", identity.name(), identity.uid());
         let config = router_config(settings, loaded, founding)?;
         let router = Router::new(config, seed()?, Instant::now())?;
+        for warning in router.warnings() {
+            tracing::warn!("{warning}");
+        }
         let hello = router.topology().hello().clone();
 
         let (inputs, inbox) = mpsc::channel(INPUTS);

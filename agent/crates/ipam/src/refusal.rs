@@ -37,7 +37,8 @@ pub enum Rejection {
     /// Both have had their first split, and not the same.
     #[error(
         "its mesh (universe {:016x}) was founded apart from this one (universe {:016x}) and has given out the same \
-         addresses: `weave reset` on the peers of one of them",
+         addresses: keep the side with more pods, and on every peer of the other side run `weave reset --force`, \
+         then `weave launch` with a peer of the side that stays",
         theirs.0, ours.0
     )]
     Universe {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use weave_ipam::{Answer, Ipam, PeerFacts, Request, RequestError, RequestId};
+use weave_ipam::{Answer, Ipam, Mode, PeerFacts, Request, RequestError, RequestId};
 use weave_overlay::{Choice, Encryption, Probe, ProbeAnswer, WayNews};
 use weave_proto::local::cni::AttachmentKey;
 use weave_proto::peer::{
@@ -124,6 +124,8 @@ pub struct Router {
     pub(crate) me: PeerName,
     pub(crate) universe: Cidr,
     pub(crate) features: Features,
+    /// Who was to share the range, if people listed them; empty otherwise.
+    pub(crate) seeds: BTreeSet<PeerName>,
     pub(crate) topology: Topology,
     pub(crate) ipam: Ipam,
     pub(crate) expose: Expose,
@@ -151,11 +153,16 @@ impl Router {
         let me = config.topology.name;
         let features = config.topology.features;
         let universe = config.ipam.universe;
+        let seeds = match &config.ipam.mode {
+            Mode::Seed(seeds) => seeds.clone(),
+            Mode::Consensus { .. } | Mode::Decided(_) | Mode::Observer => BTreeSet::new(),
+        };
         let ipam = Ipam::new(config.ipam, config.restored, seed, now)?;
         let mut router = Self {
             me,
             universe,
             features,
+            seeds,
             topology: Topology::new(config.topology, seed, now),
             ipam,
             expose: Expose::Asked,

@@ -126,6 +126,35 @@ impl Router {
             .or_else(|| known().map(|known| known.nickname.clone()))
     }
 
+    /// What an operator should know of the list of seeds: it is believed without asking anybody, so a wrong one is
+    /// noticed by nobody else.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.seeds.is_empty() && !self.seeds.contains(&self.me) {
+            warnings.push(format!(
+                "this peer, {}, is not in its own list --ipalloc-init seed=…, so it has no share but what the others \
+                 give it: if it belongs there, put it into the list on every peer, after `weave reset` on each; if \
+                 not, launch it with --ipalloc-init observer",
+                self.me
+            ));
+        }
+        let ranges = self.ipam.ranges();
+        let is_known = |peer: &PeerName| {
+            *peer == self.me
+                || self.topology.peer(*peer).is_some()
+                || self.topology.known_peers().any(|known| known.name == *peer)
+        };
+        for peer in self.seeds.iter().filter(|peer| ranges.contains_key(peer) && !is_known(peer)) {
+            warnings.push(format!(
+                "the list --ipalloc-init seed=… names {peer}, which this peer has never heard of and which owns a share \
+                 of the range all the same: start it; or if the name is wrong, `weave rmpeer {peer}` gives its share \
+                 to this peer"
+            ));
+        }
+        warnings
+    }
+
     /// What the allocator believes.
     #[must_use]
     pub fn ipam_status(&self, now: Instant) -> IpamStatus {
@@ -154,3 +183,6 @@ fn method(choice: &Choice, mtu: Option<u32>) -> MethodStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

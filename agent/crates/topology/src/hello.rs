@@ -137,8 +137,9 @@ fn check_universe(mine: End<'_>, theirs: End<'_>) -> Result<(), Refusal> {
             RefusalCode::Universe,
             format!(
                 "the address range was split twice, independently: {} takes part in split {:016x}, {} in split \
-                 {:016x}, so the same addresses are in use on both sides; stop the peers of one side, run weave reset \
-                 on them and let them join again",
+                 {:016x}, so the same addresses are in use on both sides; keep the side with more pods, and on every \
+                 peer of the other side run `weave reset --force`, then `weave launch` with a peer of the side that \
+                 stays",
                 Named(one),
                 first.0,
                 Named(other),

@@ -1,6 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock must begin somewhere")]
 
 use weave_ipam::Mode;
+use weave_overlay::Encryption;
 use weave_proto::peer::Features;
 use weave_proto::{PeerKey, PeerUid};
 use weave_topology::KnownPeer;
@@ -52,7 +53,12 @@ fn seeded(seeds: &[u8], known: &[u8]) -> Router {
     };
     let mode = Mode::Seed(seeds.iter().map(|&number| name(number)).collect());
     let ipam = weave_ipam::Config { me: name(1), universe, mode, alone: true };
-    let config = Config { topology, ipam, restored: weave_ipam::Restored::default() };
+    let config = Config {
+        topology,
+        ipam,
+        restored: weave_ipam::Restored::default(),
+        encryption: Encryption::default(),
+    };
     Router::new(config, 1, Instant::now()).unwrap()
 }
 

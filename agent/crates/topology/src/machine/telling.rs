@@ -26,7 +26,8 @@ impl Topology {
         let mut result = Ok(());
         for record in records {
             let misnamed = (self.name_of)(&record.key) != record.name;
-            match flaw(&record).or(misnamed.then_some("has a name that does not follow from its key")) {
+            match flaw(&record).or_else(|| misnamed.then_some("has a name that does not follow from its key"))
+            {
                 Some(what) => result = Err(RejectedGossip::Malformed { from, about: record.name, what }),
                 None if record.name == self.me() => self.on_record_of_me(&record, now),
                 None => self.on_record(link, from, record, now),
