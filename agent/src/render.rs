@@ -11,8 +11,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 use weave_proto::local::status::{
-    AllocationStatus, ConnectionState, ConnectionStatus, ControlTrust, DataEncryption, IpamStatus,
-    NodeStatus, PeerLinkStatus, PeerStatus, ShareStatus, Status,
+    ACKNOWLEDGED, AllocationStatus, ConnectionState, ConnectionStatus, ControlTrust, DataEncryption,
+    IpamStatus, NodeStatus, PeerLinkStatus, PeerStatus, ShareStatus, Status,
 };
 use weave_proto::{Cidr, Nickname, PeerName};
 
@@ -207,15 +207,32 @@ fn ipam_summary(ipam: &IpamStatus, out: &mut String) {
     line("Status", &ipam.state);
     line("Range", &ipam.range.to_string());
     line("DefaultSubnet", &ipam.range.to_string());
-    for pending in &ipam.pending {
+    for pending in ipam.pending.iter().filter_map(|pending| not_said_yet(pending, &ipam.state)) {
         line("Pending", pending);
     }
-    for removed in &ipam.removed {
+    let (done, open): (Vec<_>, Vec<_>) = ipam.removed.iter().partition(|it| it.state == ACKNOWLEDGED);
+    for removed in open {
         line("Removed", &format!("{}, heir {}: {}", removed.peer, removed.heir, removed.state));
+    }
+    match done.as_slice() {
+        [] => {}
+        [one] => line("Removed", &format!("{}, its addresses are {}'s", one.peer, one.heir)),
+        many => line(
+            "Removed",
+            &format!("{} peers for good; `weave report --format /ipam/removed` lists them", many.len()),
+        ),
     }
     for refused in &ipam.refused {
         line("Refused", refused);
     }
+}
+
+/// What a waiting request adds to the status line, whose reason it mostly shares; nothing for the node's own address,
+/// which everybody who reads the status waits for.
+fn not_said_yet<'a>(pending: &'a str, state: &str) -> Option<&'a str> {
+    let Some(object) = pending.strip_suffix(state) else { return Some(pending) };
+    let object = object.trim_end_matches([':', ' ']);
+    (!object.contains(EXPOSE)).then_some(object)
 }
 
 fn node_summary(node: &NodeStatus, out: &mut String) {

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::FromArgMatches;
+use clap::error::ContextKind;
 use serde_json::json;
 use weave_proto::local::control::{Done, Failure, FailureCode, Request};
 use weave_proto::local::status::Status;
@@ -145,7 +146,7 @@ pub fn run_on(
         .and_then(|matches| Ok((CommandLine::from_arg_matches(&matches)?, args::given(&matches))));
     let (line, given) = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => return show_usage(&error, terminal),
+        Err(error) => return show_usage(error, terminal),
     };
     match perform(line, &given, doers, terminal)
         .and_then(|()| terminal.out.flush().map_err(CommandError::from))
@@ -162,11 +163,17 @@ pub fn run_on(
 }
 
 /// Help and version go to standard output and are no failure; the rest is one.
-fn show_usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> Exit {
+fn show_usage(mut error: clap::Error, terminal: &mut Terminal<'_>) -> Exit {
+    let former = args::weave_net_note(&error);
+    if former.is_some() {
+        // What became of a word is known; a word that looks like it would lead astray.
+        error.remove(ContextKind::SuggestedSubcommand);
+        error.remove(ContextKind::SuggestedArg);
+    }
     let text = error.render();
     if error.use_stderr() {
         let _ = write!(terminal.err, "{text}");
-        let note = args::weave_net_note(error).map(str::to_owned).or_else(|| args::variable_note(error));
+        let note = former.map(str::to_owned).or_else(|| args::variable_note(&error));
         if let Some(note) = note {
             let _ = writeln!(terminal.err, "\n  note: {note}");
         }

@@ -180,6 +180,18 @@ fn targets_are_changed_and_the_answer_printed() {
 }
 
 #[test]
+fn for_a_word_of_weave_net_no_other_command_is_suggested() {
+    for words in
+        [&["expose"][..], &["start"], &["stop"], &["launch", "--status-addr=x"], &["launch", "--no-dns"]]
+    {
+        let said = say(&FakeDoers::default(), words);
+        assert_eq!(said.exit, Exit::Usage);
+        assert!(said.err.contains("note: ") && !said.err.contains("tip: "), "{words:?}: {}", said.err);
+    }
+    assert!(say(&FakeDoers::default(), &["statu"]).err.contains("tip: "));
+}
+
+#[test]
 fn several_peers_are_removed_each_by_itself() {
     let node = node();
     let said = node.say(&["rmpeer", "node3", "node2", "node8"]);

@@ -174,7 +174,9 @@ impl Agent {
     async fn run(&mut self, signals: &mut Signals) -> Result<()> {
         tokio::select! {
             () = signals.any() => {}
-            _ = self.stop.recv() => tracing::info!("Told to end by the command line; pods keep their network"),
+            _ = self.stop.recv() => {
+                tracing::info!("Told to end by `weave reset`, which takes down the network of this node's pods next");
+            }
             ended = self.tasks.next() => {
                 let Some(Ended { room, result }) = ended else { bail!("a room died; see the log above") };
                 return result.with_context(|| format!("{room} cannot go on"));

@@ -213,7 +213,10 @@ fn weakness(secret: &str) -> Option<String> {
     } else if bits < STRONG_BITS {
         Some(format!("is easy to guess (it may hold as little as {bits:.0} bits; {STRONG_BITS} are needed)"))
     } else if distinct < MIN_DISTINCT {
-        Some(format!("repeats {distinct} letters"))
+        Some(match distinct {
+            1 => "is one letter over and over".to_owned(),
+            distinct => format!("is made of {distinct} letters only"),
+        })
     } else {
         None
     }

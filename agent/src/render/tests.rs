@@ -1,8 +1,8 @@
 //! Golden texts: what people read, letter by letter.
 
 use weave_proto::local::status::{
-    ConnectionStatus, EncryptionStatus, MethodStatus, RemovedStatus, RingEntryStatus, TargetStatus,
-    WireStatus,
+    ACKNOWLEDGED, ConnectionStatus, EncryptionStatus, MethodStatus, RemovedStatus, RingEntryStatus,
+    TargetStatus, WireStatus,
 };
 use weave_proto::peer::{UniverseId, WireVersion};
 use weave_proto::{PeerUid, Span};
@@ -247,12 +247,38 @@ fn what_the_allocator_waits_for_stands_in_the_summary_and_in_its_own_view() {
           Range: 10.32.0.0/12
   DefaultSubnet: 10.32.0.0/12
         Pending: claim 10.32.0.9 for weave:expose
-        Removed: 7a:3f:00:00:00:08, heir 7a:3f:00:00:00:01: acknowledged
+        Removed: 7a:3f:00:00:00:08, its addresses are 7a:3f:00:00:00:01's
 "
         ),
         "{summary}"
     );
     assert_eq!(text(&status, View::Ipam), "awaiting consensus (quorum: 2, known: 1)\n");
+}
+
+#[test]
+fn the_summary_says_nothing_twice_and_counts_what_is_done() {
+    let mut status = sample();
+    let mut waiting = ipam_status();
+    waiting.state = "waiting for founders: 1 of 3 are here".to_owned();
+    waiting.pending =
+        ["weave:expose/weave", "c1/eth0"].map(|key| format!("address for {key}: {}", waiting.state)).into();
+    waiting.pending.push("removal of x: waiting for 1 more acknowledgements".to_owned());
+    let removed =
+        |number, state: &str| RemovedStatus { peer: peer(number), heir: peer(1), state: state.to_owned() };
+    waiting.removed = vec![removed(6, ACKNOWLEDGED), removed(7, "waiting"), removed(8, ACKNOWLEDGED)];
+    status.ipam = Some(waiting);
+    let summary = text(&status, View::Summary);
+    assert!(
+        summary.contains(
+            "  DefaultSubnet: 10.32.0.0/12
+        Pending: address for c1/eth0
+        Pending: removal of x: waiting for 1 more acknowledgements
+        Removed: 7a:3f:00:00:00:07, heir 7a:3f:00:00:00:01: waiting
+        Removed: 2 peers for good; `weave report --format /ipam/removed` lists them
+"
+        ),
+        "{summary}"
+    );
 }
 
 #[test]

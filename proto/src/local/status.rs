@@ -342,6 +342,9 @@ pub struct RemovedStatus {
     pub peer: PeerName,
     /// Who takes its ranges.
     pub heir: PeerName,
-    /// `acknowledged`, or how many acknowledgements are still missing.
+    /// [`ACKNOWLEDGED`], or how many acknowledgements are still missing.
     pub state: String,
 }
+
+/// The [`RemovedStatus::state`] of a removal that is decided.
+pub const ACKNOWLEDGED: &str = "acknowledged";

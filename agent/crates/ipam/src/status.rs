@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use weave_proto::PeerName;
 use weave_proto::local::status::{
-    AllocationStatus, CLAIM, IpamStatus, RemovedStatus, RingEntryStatus, ShareStatus,
+    ACKNOWLEDGED, AllocationStatus, CLAIM, IpamStatus, RemovedStatus, RingEntryStatus, ShareStatus,
 };
 use weave_proto::peer::ipam::{Removal, Stance};
 
@@ -89,7 +89,7 @@ impl Ipam {
         let electors = Electors { owners: &owners, reachable: &reachable };
         let status = |(&peer, removal): (&PeerName, &Removal)| match removal {
             Removal::Decided { heir } => {
-                Some(RemovedStatus { peer, heir: *heir, state: "acknowledged".to_owned() })
+                Some(RemovedStatus { peer, heir: *heir, state: ACKNOWLEDGED.to_owned() })
             }
             Removal::Pending(opinions) if opinions.values().all(|o| o.stance == Stance::Silent) => None,
             Removal::Pending(_) => {
