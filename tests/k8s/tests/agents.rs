@@ -1,0 +1,304 @@
+//! Agents on a real API server, without kubelets: how they come into the cluster, and what becomes of them when the
+//! API server, an object or a Node goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use weave_k8s::ControlPlane;
+use weave_netns::wait::{eventually, throughout};
+use weave_netns::{AgentOptions, Host, Lab, run_in_lab};
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The grace period of the agents under test, in seconds.
+const GRACE: &str = "5";
+
+/// What the agents may do: the table of agent/src/kube/mod.rs.
+const RIGHTS: &str = include_str!("rights.yaml");
+
+struct Cluster {
+    plane: ControlPlane,
+    hosts: Vec<Arc<Host>>,
+}
+
+impl Cluster {
+    fn start(lab: &Lab, names: &[&str]) -> Result<Self> {
+        let plane = ControlPlane::start(lab, names)?;
+        plane.kubectl()?.apply(RIGHTS)?;
+        let hosts = names.iter().map(|name| lab.host(name)).collect::<Result<_>>()?;
+        Ok(Self { plane, hosts })
+    }
+
+    /// The Node of a host, as its kubelet would make it.
+    fn make_node(&self, index: usize) -> Result<()> {
+        let (host, kubectl) = (&self.hosts[index], self.plane.kubectl()?);
+        let addresses = json!([{"type": "InternalIP", "address": host.address()}]);
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": host.name()},
+            "status": {"addresses": addresses},
+        });
+        kubectl.post("/api/v1/nodes", &node).map(drop)
+    }
+
+    fn options(&self, index: usize) -> Result<AgentOptions> {
+        let account = self.hosts[index].folder().join("account");
+        std::fs::create_dir_all(&account).context("making the folder of the account")?;
+        std::fs::copy(self.plane.authority(), account.join("ca.crt")).context("copying the authority")?;
+        std::fs::write(account.join("namespace"), "kube-system").context("writing the namespace")?;
+        let token = self.plane.account_token("kube-system", "weave-net")?;
+        std::fs::write(account.join("token"), token).context("writing the token")?;
+        let host = &self.hosts[index];
+        Ok(AgentOptions::default()
+            .flag("--kubernetes")
+            .flag(&format!("--node-name={}", host.name()))
+            .flag(&format!("--api-server={}", self.plane.url()))
+            .flag(&format!("--service-account={}", account.display()))
+            .flag(&format!("--reclaim-after={GRACE}"))
+            .flag(&format!("--cni-bin-dir={}", host.cni_bin_dir().display()))
+            .flag(&format!("--cni-conf-dir={}", host.cni_conf_dir().display())))
+    }
+
+    fn launch(&self, index: usize) -> Result<()> {
+        self.hosts[index].launch(&self.options(index)?)
+    }
+
+    /// All Nodes, all agents, and everybody ready and linked.
+    fn launch_all(&self) -> Result<()> {
+        for index in 0..self.hosts.len() {
+            self.make_node(index)?;
+        }
+        for index in 0..self.hosts.len() {
+            self.launch(index)?;
+        }
+        for host in &self.hosts {
+            self.is_ready_with(host, self.hosts.len())?;
+        }
+        Ok(())
+    }
+
+    fn is_ready_with(&self, host: &Host, owners: usize) -> Result<()> {
+        eventually(PATIENCE, &format!("{} is ready and sees {owners} owners", host.name()), || {
+            let status = host.status(&[])?;
+            ensure!(status["waiting_for"] == json!([]), "it waits: {}", status["waiting_for"]);
+            let shares = status["ipam"]["shares"].as_array().context("no shares")?;
+            let reachable = shares.iter().filter(|share| share["reachable"] == json!(true)).count();
+            ensure!(shares.len() == owners && reachable == owners, "shares: {shares:?}");
+            Ok(())
+        })
+    }
+
+    fn annotation(&self, node: &str, key: &str) -> Result<Option<String>> {
+        let found = self.plane.kubectl()?.get(&["node", node])?;
+        Ok(found["metadata"]["annotations"][key].as_str().map(str::to_owned))
+    }
+}
+
+fn shares(host: &Host) -> Result<Vec<u64>> {
+    let status = host.status(&[])?;
+    let shares = status["ipam"]["shares"].as_array().context("no shares")?;
+    Ok(shares.iter().filter_map(|share| share["addresses"].as_u64()).collect())
+}
+
+fn own_name(host: &Host) -> Result<String> {
+    host.status(&[])?["name"].as_str().map(str::to_owned).context("a status without a name")
+}
+
+fn condition(node: &Value, kind: &str) -> Option<(String, String)> {
+    let found = node["status"]["conditions"].as_array()?.iter().find(|found| found["type"] == kind)?;
+    Some((found["status"].as_str()?.to_owned(), found["reason"].as_str()?.to_owned()))
+}
+
+#[test]
+fn agents_that_start_together_share_the_range_and_make_their_nodes_ready() {
+    run_in_lab(|lab| {
+        let cluster = Cluster::start(lab, &["node1", "node2", "node3"])?;
+        cluster.launch_all()?;
+        for host in &cluster.hosts {
+            let shares = shares(host)?;
+            let (least, most) = (shares.iter().min().context("none")?, shares.iter().max().context("none")?);
+            ensure!(*most - *least <= 1 << 15, "the shares are not equal: {shares:?}");
+            let universe = host.status(&[])?["ipam"]["universe"].clone();
+            ensure!(universe == cluster.hosts[0].status(&[])?["ipam"]["universe"], "two universes");
+            eventually(PATIENCE, "the runtime and the cluster are told", || {
+                ensure!(host.cni_conf_dir().join("10-weave.conflist").is_file(), "no conflist");
+                let node = cluster.plane.kubectl()?.get(&["node", host.name()])?;
+                let available = condition(&node, "NetworkUnavailable").context("no NetworkUnavailable")?;
+                ensure!(available == ("False".to_owned(), "WeaveIsUp".to_owned()), "{available:?}");
+                let ready = condition(&node, "WeaveReady").context("no WeaveReady")?;
+                ensure!(ready.0 == "True", "{ready:?}");
+                let peer = cluster.annotation(host.name(), "weave-net/peer")?;
+                ensure!(peer == Some(own_name(host)?), "{peer:?} is registered");
+                Ok(())
+            })?;
+        }
+        std::fs::remove_file(cluster.hosts[0].cni_conf_dir().join("10-weave.conflist"))?;
+        eventually(PATIENCE, "the conflist is put back", || {
+            ensure!(cluster.hosts[0].cni_conf_dir().join("10-weave.conflist").is_file(), "not there");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn agents_that_start_one_by_one_are_in_one_universe_and_follow_the_nodes() {
+    run_in_lab(|lab| {
+        let cluster = Cluster::start(lab, &["node1", "node2"])?;
+        cluster.make_node(0)?;
+        cluster.launch(0)?;
+        cluster.is_ready_with(&cluster.hosts[0], 1)?;
+        cluster.make_node(1)?;
+        let looks_for_node2 = || -> Result<bool> {
+            let targets = cluster.hosts[0].status(&[])?["router"]["targets"].to_string();
+            Ok(targets.contains(&cluster.hosts[1].address().to_string()))
+        };
+        eventually(PATIENCE, "the new Node is looked for", || {
+            ensure!(looks_for_node2()?, "not yet");
+            Ok(())
+        })?;
+        cluster.launch(1)?;
+        cluster.is_ready_with(&cluster.hosts[1], 2)?;
+        cluster.hosts[1].stop_agent()?;
+        cluster.plane.kubectl()?.run(&["delete", "node", "node2"])?;
+        eventually(PATIENCE, "the deleted Node is looked for no longer", || {
+            ensure!(!looks_for_node2()?, "still");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn an_agent_without_a_ring_waits_for_the_api_server_and_one_with_a_ring_does_not() {
+    run_in_lab(|lab| {
+        let cluster = Cluster::start(lab, &["node1", "node2"])?;
+        cluster.make_node(0)?;
+        cluster.make_node(1)?;
+        let options = [cluster.options(0)?, cluster.options(1)?];
+        cluster.plane.stop_api("KILL")?;
+        for (host, options) in cluster.hosts.iter().zip(&options) {
+            host.launch(options)?;
+        }
+        eventually(PATIENCE, "the status says what is waited for", || {
+            let waiting = cluster.hosts[0].status(&[])?["waiting_for"].to_string();
+            ensure!(waiting.contains("waiting for the Kubernetes API"), "{waiting}");
+            Ok(())
+        })?;
+        cluster.plane.start_api()?;
+        cluster.is_ready_with(&cluster.hosts[0], 2)?;
+        cluster.is_ready_with(&cluster.hosts[1], 2)?;
+
+        cluster.plane.stop_api("KILL")?;
+        cluster.hosts[0].stop_agent()?;
+        cluster.hosts[0].relaunch()?;
+        cluster.is_ready_with(&cluster.hosts[0], 2)?;
+        eventually(PATIENCE, "the status tells of the API server's absence", || {
+            let warnings = cluster.hosts[1].status(&[])?["warnings"].to_string();
+            ensure!(warnings.contains("the Kubernetes API cannot be asked"), "{warnings}");
+            Ok(())
+        })?;
+        cluster.plane.start_api()?;
+        eventually(PATIENCE, "and no longer when it is back", || {
+            let warnings = cluster.hosts[1].status(&[])?["warnings"].to_string();
+            ensure!(!warnings.contains("Kubernetes API"), "{warnings}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn objects_that_somebody_deletes_are_put_back_and_a_new_secret_is_used_at_once() {
+    run_in_lab(|lab| {
+        let cluster = Cluster::start(lab, &["node1", "node2"])?;
+        cluster.launch_all()?;
+        let kubectl = cluster.plane.kubectl()?;
+        let content = |kind: &str, name: &str| -> Result<Value> {
+            Ok(kubectl.get(&["-n", "kube-system", kind, name])?["data"].clone())
+        };
+        for (kind, name) in [("secret", "weave-net-secret"), ("configmap", "weave-net-universe")] {
+            let before = content(kind, name)?;
+            kubectl.run(&["-n", "kube-system", "delete", kind, name])?;
+            eventually(PATIENCE, &format!("{name} is put back"), || {
+                ensure!(content(kind, name)? == before, "not the same");
+                Ok(())
+            })?;
+        }
+        let patch = r#"--patch={"stringData":{"secrets":"another secret of a good length, 7f3a\n"}}"#;
+        kubectl.run(&["-n", "kube-system", "patch", "secret", "weave-net-secret", patch])?;
+        for host in &cluster.hosts {
+            eventually(PATIENCE, "the copy is the new secret", || {
+                let copy = std::fs::read_to_string(host.data_dir().join("cluster-secret"))?;
+                ensure!(copy.starts_with("another secret"), "the old one");
+                Ok(())
+            })?;
+        }
+        for host in &cluster.hosts {
+            cluster.is_ready_with(host, 2)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_deleted_node_is_reclaimed_and_its_agent_begins_anew_when_it_returns() {
+    run_in_lab(|lab| {
+        let cluster = Cluster::start(lab, &["node1", "node2", "node3"])?;
+        cluster.launch_all()?;
+        let gone = &cluster.hosts[2];
+        let former = own_name(gone)?;
+        let kubectl = cluster.plane.kubectl()?;
+
+        // Neither the one nor the other alone is a death.
+        gone.kill_agent()?;
+        let grace = Duration::from_secs(GRACE.parse()?);
+        throughout(grace * 2, "a Node whose agent is down keeps its addresses", || {
+            ensure!(shares(&cluster.hosts[0])?.len() == 3, "it was reclaimed");
+            Ok(())
+        })?;
+        kubectl.run(&["delete", "node", gone.name()])?;
+        for host in &cluster.hosts[..2] {
+            cluster.is_ready_with(host, 2)?;
+        }
+        eventually(PATIENCE, "the cluster remembers the removal", || {
+            let object = kubectl.get(&["-n", "kube-system", "configmap", "weave-net-universe"])?;
+            let key = format!("removed.{}", former.replace(':', "-"));
+            ensure!(object["data"][&key].is_string(), "{}", object["data"]);
+            Ok(())
+        })?;
+
+        cluster.make_node(2)?;
+        gone.relaunch()?;
+        eventually(PATIENCE, "the returner is another peer", || {
+            ensure!(own_name(gone)? != former, "it is the former one");
+            Ok(())
+        })?;
+        cluster.is_ready_with(gone, 3)?;
+        eventually(PATIENCE, "an Event tells of it", || {
+            let events = kubectl.list(&["-n", "default", "events"])?;
+            let told = events.iter().any(|event| event["reason"] == "WeavePeerRemoved");
+            ensure!(told, "{} events", events.len());
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_range_that_holds_services_is_refused() {
+    run_in_lab(|lab| {
+        let cluster = Cluster::start(lab, &["node1"])?;
+        cluster.make_node(0)?;
+        cluster.hosts[0].launch(&cluster.options(0)?.range("10.96.0.0/12"))?;
+        eventually(PATIENCE, "the status names both and the remedy", || {
+            let waiting = cluster.hosts[0].status(&[])?["waiting_for"].to_string();
+            let named = ["10.96.0.0/12", weave_k8s::control_plane::API_SERVICE, "IPALLOC_RANGE"];
+            ensure!(named.iter().all(|word| waiting.contains(word)), "{waiting}");
+            Ok(())
+        })?;
+        let found =
+            cluster.plane.kubectl()?.finish(&["-n", "kube-system", "get", "cm", "weave-net-universe"])?;
+        ensure!(!found.success(), "a universe was founded");
+        Ok(())
+    });
+}
