@@ -69,6 +69,16 @@ impl<'p> Packet<'p> {
     }
 }
 
+/// A single TCP packet whose checksum is still open, as a super-packet of one segment: it may be cut like one.
+fn as_super_packet(vnet: VnetHeader, inner: &Inner) -> VnetHeader {
+    let open = vnet.gso == Gso::None && vnet.needs_csum && usize::from(vnet.csum_start) == inner.ip_len;
+    if !open || inner.transport != Transport::Tcp {
+        return vnet;
+    }
+    let gso = if inner.v4 { Gso::TcpV4 } else { Gso::TcpV6 };
+    VnetHeader { gso, gso_size: u16::MAX, ..vnet }
+}
+
 /// A packet on its way into records. An ordinary packet is a cut of one piece.
 pub struct Cut<'p> {
     packet: &'p mut [u8],
@@ -82,8 +92,8 @@ pub struct Cut<'p> {
 }
 
 impl<'p> Cut<'p> {
-    /// Plans the cut of `packet`, so that no piece is longer than `capacity`. A TCP super-packet is cut finer than
-    /// the kernel asked for where the path has become narrower.
+    /// Plans the cut of `packet`, so that no piece is longer than `capacity`. TCP is cut finer than the kernel asked
+    /// for where the path has become narrower, be it a super-packet or a single one.
     ///
     /// # Errors
     /// The packet is malformed, or too long for the path.
@@ -93,6 +103,7 @@ impl<'p> Cut<'p> {
         if inner.claimed_len != packet.len() {
             return Err(CutError::Malformed);
         }
+        let vnet = if packet.len() > capacity { as_super_packet(vnet, &inner) } else { vnet };
         let whole =
             Self { packet, inner, template: [0; MAX_TEMPLATE], stride: 0, pieces: 1, partial: false, at: 0 };
         if vnet.gso == Gso::None { whole.uncut(&vnet, capacity) } else { whole.cut(&vnet, capacity) }

@@ -404,6 +404,23 @@ fn a_narrower_path_cuts_tcp_finer_and_refuses_what_may_not_be_cut() {
 }
 
 #[test]
+fn a_single_tcp_packet_is_cut_where_the_path_has_become_narrower() {
+    let mut pair = Pair::new();
+    let road = Road { lane: &pair.lane, confirmed: 0, datagram_len: 1000, envelope: &[] };
+    let mut wire = Wire { records: Vec::new() };
+    let whole = reference::tcp_v4(1300, 1388, 0x18);
+    let mut single = whole.clone();
+    single.vnet = VnetHeader { gso: Gso::None, gso_size: 0, ..whole.vnet };
+    pair.outbox.push(Handed::parse(&mut single.frame()).unwrap(), &road, &mut wire).unwrap();
+    pair.outbox.flush(&road, &mut wire).unwrap();
+    assert_eq!(wire.records.len(), 2);
+    wire.records.iter().for_each(|record| assert!(pair.receive(record)));
+    let mut finer = whole;
+    finer.vnet.gso_size = u16::try_from(1000 - OVERHEAD - 52).unwrap();
+    assert!(pair.finish() == network_packets(&finer));
+}
+
+#[test]
 fn a_device_without_udp_super_packets_gets_single_ones() {
     let mut pair = Pair::new();
     pair.inbox.set_joins(Joins { tcp: true, udp: false });
