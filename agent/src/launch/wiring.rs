@@ -119,7 +119,7 @@ impl Wiring {
         });
         let mut refused = None;
         for listen in settings.mesh.listen() {
-            let at = peer::Settings { listen };
+            let at = peer::Settings { listen, data: None };
             let bound = PeerNet::bind(
                 at,
                 self.identity.clone(),

@@ -8,19 +8,22 @@ use std::time::Instant;
 
 use quinn::{Connecting, Connection, ConnectionError, Incoming};
 use tokio::sync::mpsc;
+use weave_proto::PeerKey;
 use weave_topology::{DialId, Direction, LinkId, LinkUp, Reason};
 
 use super::admission::{Admission, Verdict};
 use super::link::{self, Greeted, HELLO_TIMEOUT, lock};
 use super::reason::explain;
 use super::tls::{SERVER_NAME, Trust};
-use super::{PeerEvent, Shared, endpoint};
+use super::{PeerEvent, Shared, data, endpoint};
 use crate::task::Group;
 
 /// What the door is asked to do.
 pub(super) enum Command {
     /// Try to connect.
     Dial(DialId, SocketAddr),
+    /// Try to make a data connection.
+    Data(SocketAddr, PeerKey),
     /// Use another trust from here on.
     Trust(Box<Trust>),
     /// Let nobody in, and end when all links have.
@@ -67,6 +70,7 @@ impl Door {
                 },
                 command = self.commands.recv() => match command {
                     Some(Command::Dial(dial, addr)) => self.on_dial(dial, addr),
+                    Some(Command::Data(addr, key)) => self.on_data(addr, key),
                     Some(Command::Trust(trust)) => self.trust = *trust,
                     Some(Command::Stop) | None => break,
                 },
@@ -82,8 +86,20 @@ impl Door {
         let validated = incoming.remote_address_validated();
         match self.admission.judge(source, validated, under_way, Instant::now()) {
             Verdict::Admit => {
-                let attempt = self.attempt(None);
-                self.tasks.spawn(attempt.answer(incoming));
+                let data = self.shared.data.clone().filter(|_| data::is_marked(&incoming));
+                match data {
+                    Some(data) => {
+                        let (under_way, trust) = (UnderWay::new(&self.handshakes), self.trust.clone());
+                        self.tasks.spawn(async move {
+                            data::answer(incoming, data, trust).await;
+                            drop(under_way);
+                        });
+                    }
+                    None => {
+                        let attempt = self.attempt(None);
+                        self.tasks.spawn(attempt.answer(incoming));
+                    }
+                }
             }
             // A second Retry is not allowed; whoever is here with a token has proven its address.
             Verdict::Retry => {
@@ -105,6 +121,13 @@ impl Door {
             });
         let attempt = self.attempt(Some(dial));
         self.tasks.spawn(attempt.dial(connecting));
+    }
+
+    fn on_data(&mut self, addr: SocketAddr, key: PeerKey) {
+        if let Some(data) = self.shared.data.clone() {
+            let (dialler, trust) = (self.endpoint.clone(), self.trust.clone());
+            self.tasks.spawn(data::dial(dialler, (addr, key), data, trust));
+        }
     }
 
     fn attempt(&self, dial: Option<DialId>) -> Attempt {

@@ -44,6 +44,7 @@ pub(super) fn open(
     socket: std::net::UdpSocket,
     trust: &Trust,
     identity: &Identity,
+    max_udp_payload: Option<u16>,
 ) -> std::io::Result<quinn::Endpoint> {
     // A peer that was killed and is back has forgotten its connections, but it still knows this key, so it can
     // answer a packet of one of them with a stateless reset that the other side believes: the other side dials
@@ -51,12 +52,19 @@ pub(super) fn open(
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &identity.derived("quic stateless reset"));
     let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
     config.cid_generator(|| Box::new(RandomIds));
+    if let Some(max) = max_udp_payload {
+        config.max_udp_payload_size(max).map_err(std::io::Error::other)?;
+    }
     quinn::Endpoint::new(config, Some(server_config(trust)), socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// How to listen with this trust.
 pub(super) fn server_config(trust: &Trust) -> quinn::ServerConfig {
-    let server: Arc<quinn::crypto::rustls::QuicServerConfig> = Arc::clone(&trust.server);
+    listening(Arc::clone(&trust.server))
+}
+
+/// How to listen with these certificates.
+pub(super) fn listening(server: Arc<quinn::crypto::rustls::QuicServerConfig>) -> quinn::ServerConfig {
     let mut config = quinn::ServerConfig::with_crypto(server);
     let mut tokens = quinn::ValidationTokenConfig::default();
     tokens.sent(0);
@@ -74,7 +82,11 @@ pub(super) fn server_config(trust: &Trust) -> quinn::ServerConfig {
 
 /// How to dial with this trust.
 pub(super) fn client_config(trust: &Trust) -> quinn::ClientConfig {
-    let client: Arc<quinn::crypto::rustls::QuicClientConfig> = Arc::clone(&trust.client);
+    dialling(Arc::clone(&trust.client))
+}
+
+/// How to dial with these certificates.
+pub(super) fn dialling(client: Arc<quinn::crypto::rustls::QuicClientConfig>) -> quinn::ClientConfig {
     let mut config = quinn::ClientConfig::new(client);
     config.transport_config(Arc::new(transport())).token_store(Arc::new(quinn::NoneTokenStore));
     config
@@ -121,7 +133,8 @@ pub(super) fn socket(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket>
     Ok(std::net::UdpSocket::from(fd))
 }
 
-fn transport() -> TransportConfig {
+/// What every connection has: how silence is noticed, and small windows.
+pub(super) fn transport() -> TransportConfig {
     let mut config = TransportConfig::default();
     let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
     config

@@ -19,6 +19,7 @@
 //! looks at a file now and then; cancelled in the middle of a change, it has changed nothing or all.
 
 mod admission;
+mod data;
 mod door;
 mod endpoint;
 mod link;
@@ -34,11 +35,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use weave_proto::PeerKey;
 use weave_proto::peer::{Hello, Message, Refusal, RefusalCode};
 use weave_topology::{DialId, LinkId, LinkUp, Reason};
 
 use crate::identity::Identity;
 use crate::task::{self, Task};
+pub use data::{Data, DataEvent};
 use door::{Command, Door};
 use link::{Mailbox, lock};
 pub use secret::{SecretError, Secrets};
@@ -95,6 +98,8 @@ pub enum PeerEvent {
 pub struct Settings {
     /// Where to listen, and where to dial from. `[::]` stands for every address of both families.
     pub listen: SocketAddr,
+    /// Who takes connections for pods' packets; without, none are made or let in.
+    pub data: Option<Data>,
 }
 
 /// Why there is no [`PeerNet`].
@@ -124,6 +129,7 @@ struct Shared {
     links: Mutex<BTreeMap<LinkId, Arc<Mailbox>>>,
     hello: watch::Receiver<Hello>,
     events: mpsc::Sender<PeerEvent>,
+    data: Option<Data>,
 }
 
 /// All links of this peer. Dropping it cuts them; [`shutdown`](Self::shutdown) says goodbye first.
@@ -155,13 +161,14 @@ impl PeerNet {
         hello: watch::Receiver<Hello>,
         events: mpsc::Sender<PeerEvent>,
     ) -> Result<Self, BindError> {
-        let listen = settings.listen;
+        let Settings { listen, data } = settings;
         let unusable = |error| BindError::Socket { listen, error };
         // First, so that a taken port is told of at once.
         let socket = endpoint::socket(listen).map_err(unusable)?;
         let trust = grow(secrets, identity.clone()).await?;
-        let endpoint = endpoint::open(socket, &trust, &identity).map_err(unusable)?;
-        let shared = Arc::new(Shared { links: Mutex::default(), hello, events });
+        let max_udp_payload = data.as_ref().map(|data| data.max_udp_payload);
+        let endpoint = endpoint::open(socket, &trust, &identity, max_udp_payload).map_err(unusable)?;
+        let shared = Arc::new(Shared { links: Mutex::default(), hello, events, data });
         // Unbounded, but not without bounds: the topology keeps one attempt a target and waits for its outcome.
         let (commands, inbox) = mpsc::unbounded_channel();
         let door = Door::new(endpoint.clone(), Arc::clone(&shared), trust, inbox);
@@ -180,6 +187,12 @@ impl PeerNet {
     /// Tries to connect to `addr`.
     pub fn dial(&self, dial: DialId, addr: SocketAddr) {
         self.hands.command(Command::Dial(dial, addr));
+    }
+
+    /// Tries to make a connection for pods' packets with the peer of this key, which has a link at `addr`. Answered by
+    /// one [`DataEvent`]; nothing happens if nobody takes such connections.
+    pub fn open_data(&self, addr: SocketAddr, key: PeerKey) {
+        self.hands.command(Command::Data(addr, key));
     }
 
     /// Says `message` on a link. Never waits: what the other side has not read yet is replaced by what is newer.

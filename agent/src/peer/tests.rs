@@ -1,5 +1,6 @@
 //! Pairs of endpoints in one process, on the loopback.
 
+mod data;
 mod relay;
 
 use std::net::Ipv4Addr;
@@ -438,7 +439,7 @@ async fn a_taken_port_is_a_clear_error() {
     let (_hello, hello) = watch::channel(hello_of(&identity));
     let (events, _heard) = mpsc::channel(1);
 
-    let settings = Settings { listen: a.addr() };
+    let settings = Settings { listen: a.addr(), data: None };
     let error = PeerNet::bind(settings, identity, secrets("secret"), hello, events).await.err().unwrap();
 
     assert!(error.to_string().contains("is another agent running"), "{error}");
@@ -462,9 +463,12 @@ impl Peer {
     }
 
     async fn again(identity: Identity, text: &str, listen: SocketAddr) -> Self {
+        Self::with(identity, text, Settings { listen, data: None }).await
+    }
+
+    async fn with(identity: Identity, text: &str, settings: Settings) -> Self {
         let (hello, said) = watch::channel(hello_of(&identity));
         let (heard, events) = mpsc::channel(8);
-        let settings = Settings { listen };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (said, heard) = (said.clone(), heard.clone());
@@ -557,7 +561,7 @@ impl Rude {
         let trust = grow(secrets(text), identity.clone()).await.unwrap();
         let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
         let socket = endpoint::socket(listen).unwrap();
-        let endpoint = endpoint::open(socket, &trust, &identity).unwrap();
+        let endpoint = endpoint::open(socket, &trust, &identity, None).unwrap();
         let connecting = endpoint.connect_with(endpoint::client_config(&trust), to.addr(), tls::SERVER_NAME);
         let connection = connecting.unwrap().await.unwrap();
         let (send, recv) = connection.open_bi().await.unwrap();

@@ -33,6 +33,8 @@ use crate::identity::Identity;
 pub(super) const SERVER_NAME: &str = "weave";
 /// Tells our QUIC from anybody else's on that port. Not a version: that is what the hello is for.
 const ALPN: &[u8] = b"weave";
+/// A connection for pods' packets beside a link ([`super::data`]).
+const DATA_ALPN: &[u8] = b"weave-data";
 
 /// What comes before the 32 bytes of a raw key in the SubjectPublicKeyInfo of an Ed25519 certificate (RFC 8410).
 const ED25519_SPKI_PREFIX: [u8; 12] =
@@ -61,6 +63,9 @@ pub enum TrustError {
 pub(super) struct Trust {
     pub(super) client: Arc<QuicClientConfig>,
     pub(super) server: Arc<QuicServerConfig>,
+    /// The same for connections that carry pods' packets.
+    pub(super) data_client: Arc<QuicClientConfig>,
+    pub(super) data_server: Arc<QuicServerConfig>,
     verifier: Arc<WebPkiServerVerifier>,
 }
 
@@ -104,9 +109,14 @@ impl Trust {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
 
+        let (mut data_client, mut data_server) = (client.clone(), server.clone());
+        data_client.alpn_protocols = vec![DATA_ALPN.to_vec()];
+        data_server.alpn_protocols = vec![DATA_ALPN.to_vec()];
         Ok(Self {
             client: Arc::new(QuicClientConfig::try_from(client).map_err(tls)?),
             server: Arc::new(QuicServerConfig::try_from(server).map_err(tls)?),
+            data_client: Arc::new(QuicClientConfig::try_from(data_client).map_err(tls)?),
+            data_server: Arc::new(QuicServerConfig::try_from(data_server).map_err(tls)?),
             verifier,
         })
     }

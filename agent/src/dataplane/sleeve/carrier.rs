@@ -68,6 +68,15 @@ pub(super) enum Outlet {
 }
 
 impl Outlet {
+    /// Bytes of the longest datagram of at most `len`. A QUIC connection knows its path and may take less all at once.
+    #[inline]
+    pub(super) fn fitting(&self, len: usize) -> usize {
+        match self {
+            Self::Udp(_) => len,
+            Self::Quic(link) => len.min(link.largest()),
+        }
+    }
+
     /// Sends datagrams of `batch.segment` bytes each.
     #[inline]
     pub(super) fn send(&self, socket: &Socket, batch: Batch<'_>, count: &Counters) {

@@ -9,7 +9,7 @@
 //! **Threads.** One operating system thread a queue, since a task that had to be woken by a runtime would cost more
 //! than a packet does. It serves both directions in turn: a TCP stream is answered by acknowledgements, and with a
 //! thread a direction each of them woke a second thread (measured: a sixth less processor time for the same bytes with
-//! one; docs/performance-sleeve.md). Parallel work comes from more queues: the kernel
+//! one; docs/performance.md). Parallel work comes from more queues: the kernel
 //! keeps a flow on its queue of the device, and the queue byte of a record brings it to the thread of the same number
 //! at the other end, so no flow is reordered. A thread sleeps in `poll` on its two files and on one event file, which
 //! is written once, to stop.
@@ -65,7 +65,7 @@ use crate::task::{self, Task};
 pub use self::carrier::{Carrier, Hop, SendWith, Source};
 pub use self::control::{Peer, SessionSettings};
 pub use self::counters::{Counters, CountersSnapshot};
-pub use self::quic::QuicLink;
+pub use self::quic::{MAX_UDP_PAYLOAD, QuicLink, tune};
 
 /// The UDP port of sleeve.
 pub const PORT: u16 = 6785;
@@ -156,6 +156,9 @@ struct Shared {
     wake: OwnedFd,
     stopping: AtomicBool,
     events: EventSink,
+    /// How often the packet thread has allocated; with several, one of them.
+    #[cfg(test)]
+    allocated: std::sync::atomic::AtomicU64,
 }
 
 impl Engine {
@@ -182,6 +185,8 @@ impl Engine {
             wake,
             stopping: AtomicBool::new(false),
             events,
+            #[cfg(test)]
+            allocated: Default::default(),
         });
         let mut engine = Self { shared, workers: Vec::new(), threads: Vec::new() };
         for (queue, (file, socket)) in tun.queues.into_iter().zip(sockets).enumerate() {

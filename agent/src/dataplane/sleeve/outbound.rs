@@ -122,5 +122,5 @@ fn on<'a>(
     let confirmed = road.live.opened.load(Ordering::Relaxed);
     let envelope = road.envelopes.get(at).map_or(&[][..], |envelope| envelope);
     let out = Exit { socket, outlet: &road.outlet, count };
-    Some((Road { lane, confirmed, datagram_len: road.datagram_len, envelope }, out))
+    Some((Road { lane, confirmed, datagram_len: road.outlet.fitting(road.datagram_len), envelope }, out))
 }

@@ -14,6 +14,8 @@
 //!
 //! **Cancelling.** The reading task may be cancelled at any `await`: what it had received by then has been written.
 
+mod valve;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use quinn::{Connection, SendDatagramError, VarInt};
+use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, SendDatagramError, TransportConfig, VarInt};
 use weave_proto::PeerName;
 
 use super::carrier::Source;
@@ -29,6 +31,27 @@ use super::counters::Counters;
 use super::intake::{Arrival, Intake};
 use super::socket::Batch;
 use super::{Event, Shared};
+
+/// What may wait to be sent on one connection: 2 ms at 2 Gb/s, a dozen super-packets. A queue beyond that adds delay and
+/// nothing else.
+const SEND_BUFFER: usize = 1 << 20;
+
+/// What may wait to be read: as much as a burst of several senders' flows brings while the reader is not running.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// The longest UDP payload that is searched for: that of a jumbo frame of 9000 bytes over IPv4.
+pub const MAX_UDP_PAYLOAD: u16 = 9000 - 28;
+
+/// How soon after a path turned out to take less than before it is searched again. Loss by a flood looks the same, and
+/// shall not leave the path narrow for a minute.
+const SEARCH_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often a path that is wide as far as known is searched for more.
+const SEARCH: Duration = Duration::from_secs(60);
+
+/// Packets that the other end may leave without an acknowledgement: as many as one call sends. By default every second
+/// one is acknowledged, and the way back carries half as many packets as the way there.
+const ACKNOWLEDGE_EVERY: u32 = 20;
 
 /// Bytes of a gathered run: as many as a UDP run has at most.
 const RUN_LEN: usize = 65_536;
@@ -38,6 +61,22 @@ const DATAGRAMS_A_TURN: usize = 256;
 
 /// How often the path is asked how long a datagram may be, beside at each wake-up by a packet.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Makes a connection fit to be a carrier. Times of silence are left as they are.
+pub fn tune(config: &mut TransportConfig) {
+    let mut search = MtuDiscoveryConfig::default();
+    search.upper_bound(MAX_UDP_PAYLOAD).interval(SEARCH).black_hole_cooldown(SEARCH_AGAIN);
+    let mut acknowledge = AckFrequencyConfig::default();
+    acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_EVERY));
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
+        .datagram_send_buffer_size(SEND_BUFFER)
+        .mtu_discovery_config(Some(search))
+        .ack_frequency_config(Some(acknowledge))
+        .congestion_controller_factory(Arc::new(valve::Valves));
+}
 
 /// A QUIC connection with a peer, as a carrier of records. Equal to its clones only.
 #[derive(Clone)]
@@ -65,6 +104,12 @@ impl QuicLink {
     #[must_use]
     pub fn largest(&self) -> usize {
         self.0.largest.load(Ordering::Relaxed)
+    }
+
+    /// What quinn counts.
+    #[cfg(test)]
+    pub(super) fn stats(&self) -> quinn::ConnectionStats {
+        self.0.connection.stats()
     }
 
     /// Closes the connection and tells the other end why.

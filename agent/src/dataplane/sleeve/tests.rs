@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU8;
+use std::os::fd::AsFd as _;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -14,7 +15,9 @@ use weave_sleeve::vnet::{Gso, VnetHeader};
 
 use super::*;
 
+pub(super) mod allocations;
 mod lab;
+mod quic;
 mod relay;
 
 use lab::{Lab, Side, eventually};
@@ -278,6 +281,62 @@ fn noise_and_replays_are_dropped_and_counted() {
     stranger.send_to(&forged, (lab.outer(Side::B), PORT)).unwrap();
     eventually("a forgery is counted", || b.engine.counters().forged == 1);
     assert!(b.events.try_recv().is_err(), "and moves nobody's address");
+}
+
+#[test]
+fn replayed_and_changed_records_are_dropped_and_counted() {
+    let Some(lab) = Lab::new("replay") else { return };
+    let (a, b) = two_ends(&lab);
+    // A sends its records to a socket of the test instead of to B's engine.
+    let between = lab.inside(Side::B, || UdpSocket::bind((lab.outer(Side::B), 0)).unwrap());
+    between.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let remote = between.local_addr().unwrap();
+    let settings =
+        SessionSettings { index: 2, peer: name(Side::B), remote, config: config(Side::A, 2, RECORD_LEN) };
+    a.engine.open_session(settings, &[5; 32], Instant::now());
+    b.open(&lab, Side::B, 2, &[5; 32]);
+    a.engine.set_peers(vec![peer_of(Side::A, 2, RECORD_LEN)]);
+    let (from, to) = (udp(&lab, Side::A), udp(&lab, Side::B));
+    from.send_to(b"once only", (inner(Side::B), 7000)).unwrap();
+    let mut record = [0; 2000];
+    let len = between.recv(&mut record).unwrap();
+    let pass_on = |record: &[u8]| {
+        between.send_to(record, (lab.outer(Side::B), PORT)).unwrap();
+    };
+    for at in 0..len {
+        let mut changed = record;
+        changed[at] ^= 0x10;
+        pass_on(&changed[..len]);
+        pass_on(&record[..at]);
+    }
+    let dropped = || {
+        let count = b.engine.counters();
+        count.forged + count.unknown_records + count.relay_refused
+    };
+    eventually("every changed or shortened record is dropped", || dropped() == 2 * len as u64);
+    pass_on(&record[..len]);
+    let mut buffer = [0; 100];
+    assert_eq!(to.recv(&mut buffer).unwrap(), 9, "and none of them stands in the true one's way");
+    for replay in 1..=3 {
+        pass_on(&record[..len]);
+        eventually("a replay is counted", || b.engine.counters().replayed == replay);
+    }
+    assert_eq!(b.engine.counters().device_writes, 1);
+}
+
+#[test]
+fn a_kernel_that_does_not_leave_udp_uncut_is_done_without() {
+    let Some(lab) = Lab::new("nouso") else { return };
+    let (_a, b) = two_ends(&lab);
+    // What such a kernel's device is like.
+    lab.run(Side::A, "ethtool -K weave-tun tx-udp-segmentation off");
+    let (from, to) = (udp(&lab, Side::A), udp(&lab, Side::B));
+    crate::dataplane::sys::set_option(from.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 1000).unwrap();
+    from.send_to(&[7; 9500], (inner(Side::B), 7000)).unwrap();
+    let mut buffer = [0; 2000];
+    let lens: Vec<_> = (0..10).map(|_| to.recv(&mut buffer).unwrap()).collect();
+    assert_eq!(lens, [[1000; 9].as_slice(), &[500]].concat());
+    assert_eq!(b.engine.counters().malformed, 0);
 }
 
 #[test]

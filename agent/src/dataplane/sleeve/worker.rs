@@ -36,6 +36,8 @@ pub(super) fn run(worker: &Worker) {
     let mut ready = Ready { tun: true, socket: true };
     let mut pace = Pace::default();
     while !worker.shared.stopping.load(Ordering::Relaxed) {
+        #[cfg(test)]
+        worker.shared.allocated.store(super::tests::allocations::of_this_thread(), Ordering::Relaxed);
         // The other end's packets first: what they bring has often been answered by the time the device is read.
         let more_to_receive = ready.socket && !inbound.turn();
         let more_to_read = (ready.tun || ready.socket) && !outbound.turn();
