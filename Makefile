@@ -22,7 +22,7 @@ TOOLS := cc:gcc make:make ip:iproute2 nft:nftables iptables-restore:iptables tcp
          conntrack:conntrack ethtool:ethtool strace:strace /usr/lib/cni/bridge:containernetworking-plugins \
          containerd:containerd runc:runc podman:podman busybox:busybox-static nsenter:util-linux tc:iproute2
 
-.PHONY: help demo demo-clean test test-unit test-netns lint bench tools build clean
+.PHONY: help demo demo-clean test test-unit test-netns lint bench bench-tools tools build clean
 
 help: ## this text
 	@echo "weave: an overlay network for containers"
@@ -31,7 +31,7 @@ help: ## this text
 	@echo
 	@echo "  make demo KEEP=1            leave the demonstration up to look around"
 	@echo "  make test-netns ONLY=guard  only the namespace tests whose names contain 'guard'"
-	@echo "  make bench PARTS=cni        only a part: dataplane cni rest handmade"
+	@echo "  make bench PARTS=cni        only a part: dataplane tunnels cni rest handmade"
 
 demo: tools ## three nodes and six pods in network namespaces, and two accidents (root)
 	@cargo build $(LOCKED) --workspace --bins
@@ -74,7 +74,15 @@ ROUNDS ?= 7
 
 bench: tools ## ours beside hand-made references: a table, and target/bench.json (root)
 	cargo build $(LOCKED) --release $(addprefix -p ,$(BINARIES))
-	target/release/bench --rounds $(ROUNDS) $(PARTS)
+	cargo build $(LOCKED) --release -p weave-agent --example tunnel_rig
+	PATH="$(BENCH_TOOLS)/bin:$$PATH" target/release/bench --rounds $(ROUNDS) $(PARTS)
+
+# Other people's tunnels are built outside the clone, once.
+BENCH_TOOLS ?= $(HOME)/.cache/weave-bench
+
+bench-tools: ## what the bench's tunnels are compared with: boringtun, wireguard-go (root)
+	cargo install --locked --root $(BENCH_TOOLS) boringtun-cli@0.7.1
+	apt-get install -y --no-install-recommends wireguard-go wireguard-tools
 
 build: ## the release binaries
 	cargo build $(LOCKED) --release $(addprefix -p ,$(BINARIES))

@@ -17,7 +17,7 @@ use weave_netns::{AgentOptions, Host, HostOptions, Lab, Pod};
 use crate::rows::{Goal, Row};
 
 /// How long one sample takes: many short ones, since a machine that does other work does it in bursts.
-const PERIOD: Duration = Duration::from_millis(700);
+pub(crate) const PERIOD: Duration = Duration::from_millis(700);
 /// Fastdp's share of the hand-made network's speed that must be reached.
 const SHARE: f64 = 0.95;
 /// The range of ours.
@@ -95,13 +95,13 @@ impl HandMade {
 }
 
 /// Two nodes of ours, with a pod each.
-struct Ours {
+pub(crate) struct Ours {
     nodes: [Arc<Netns>; 2],
     pods: [Pod; 2],
 }
 
 impl Ours {
-    fn set_up(lab: &Lab) -> Result<Self> {
+    pub(crate) fn set_up(lab: &Lab) -> Result<Self> {
         let hosts = pair(lab, "weave")?;
         hosts[0].launch(&AgentOptions::founder(2, &[&hosts[1]]))?;
         hosts[1].launch(&AgentOptions::founder(2, &[&hosts[0]]))?;
@@ -113,7 +113,12 @@ impl Ours {
         Ok(Self { nodes, pods })
     }
 
-    fn path(&self) -> Path<'_> {
+    /// Its nodes.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Netns>> {
+        self.nodes.iter()
+    }
+
+    pub(crate) fn path(&self) -> Path<'_> {
         Path { from: self.pods[0].ns(), to: self.pods[1].ns(), address: self.pods[1].address() }
     }
 }
@@ -187,7 +192,7 @@ fn pair(lab: &Lab, name: &str) -> Result<[Arc<Host>; 2]> {
 }
 
 /// The NAT table of a node of a cluster: a service nobody asks for, and masquerading of what leaves.
-fn load_nat(node: &Netns, universe: &str) -> Result<()> {
+pub(crate) fn load_nat(node: &Netns, universe: &str) -> Result<()> {
     node.sysctl("net.bridge.bridge-nf-call-iptables", "1")?;
     node.nft(&format!(
         "table ip cluster_nat {{\n\
@@ -202,7 +207,7 @@ fn load_nat(node: &Netns, universe: &str) -> Result<()> {
 
 /// Whether the uplink carries whole super-packets inside a tunnel, as a good network card does, or the kernel
 /// must cut them itself.
-fn tunnel_offload(node: &Netns, value: &str) -> Result<()> {
+pub(crate) fn tunnel_offload(node: &Netns, value: &str) -> Result<()> {
     node.run(&format!(
         "ethtool -K {UPLINK} tx-udp_tnl-segmentation {value} tx-udp_tnl-csum-segmentation {value}"
     ))

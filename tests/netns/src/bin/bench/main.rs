@@ -13,6 +13,7 @@ mod attachment;
 mod dataplane;
 mod rest;
 mod rows;
+mod tunnels;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Part {
     Attachment,
     /// The agent at rest against its budgets.
     Rest,
+    /// Tunnels in user space against fastdp and against other people's.
+    Tunnels,
 }
 
 const HELP: &str = "\
@@ -50,6 +53,7 @@ usage: bench [--rounds N] [--output FILE] [PART…]
 parts: handmade   the hand-made network against the underlay (needs no agent; not among the defaults)
        dataplane  TCP, UDP and round trips of ours against the hand-made network
        cni        ADD and DEL against Debian's bridge and host-local plugins
+       tunnels    sleeve, quic and relay against fastdp, boringtun and wireguard-go (not among the defaults)
        rest       memory and processor time of an agent at rest against its budgets";
 
 fn main() -> ExitCode {
@@ -72,6 +76,7 @@ fn run() -> Result<()> {
             Part::DataPlane => dataplane::ours(&settings, plan.rounds),
             Part::Attachment => attachment::measure(&settings, plan.rounds),
             Part::Rest => rest::measure(&settings, plan.rounds),
+            Part::Tunnels => tunnels::measure(&settings, plan.rounds),
         };
         rows.extend(measured.with_context(|| format!("measuring {part:?}"))?);
     }
@@ -95,6 +100,7 @@ fn plan(mut arguments: impl Iterator<Item = String>) -> Result<Plan> {
             "dataplane" => plan.parts.push(Part::DataPlane),
             "cni" => plan.parts.push(Part::Attachment),
             "rest" => plan.parts.push(Part::Rest),
+            "tunnels" => plan.parts.push(Part::Tunnels),
             other => bail!("what is {other:?}?\n{HELP}"),
         }
     }

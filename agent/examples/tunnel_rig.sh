@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Two nodes joined by a veth pair, a pod behind each; a sleeve tunnel (examples/sleeve_pair.rs) and a hand-made VXLAN side by side.
-#   sleeve_pair.sh up [suite] [queues]    lay the namespaces and start both ends
-#   sleeve_pair.sh tcp [rounds] [seconds] [iperf3 options]     one after the other, ratio of the medians
-#   sleeve_pair.sh udp [rounds] [seconds] a flood of 1200-byte datagrams
-#   sleeve_pair.sh ping                   idle round trips
-#   sleeve_pair.sh loaded                 round trips while a TCP stream saturates the path
-#   sleeve_pair.sh offload on|off         segmentation of tunnels by the underlay's devices
-#   sleeve_pair.sh down
-# SLEEVE_PAIR is the binary (default: target/release/examples/sleeve_pair). Needs root, iproute2, iperf3, ping.
+# Two nodes joined by a veth pair, a pod behind each; a sleeve tunnel (examples/tunnel_rig.rs) and a hand-made VXLAN side by side.
+#   tunnel_rig.sh up [suite] [queues]    lay the namespaces and start both ends
+#   tunnel_rig.sh tcp [rounds] [seconds] [iperf3 options]     one after the other, ratio of the medians
+#   tunnel_rig.sh udp [rounds] [seconds] a flood of 1200-byte datagrams
+#   tunnel_rig.sh ping                   idle round trips
+#   tunnel_rig.sh loaded                 round trips while a TCP stream saturates the path
+#   tunnel_rig.sh offload on|off         segmentation of tunnels by the underlay's devices
+#   tunnel_rig.sh down
+# TUNNEL_RIG is the binary (default: target/release/examples/tunnel_rig), CARRIER what carries: udp or quic. Needs root, iproute2, iperf3, ping.
 set -euo pipefail
-binary=${SLEEVE_PAIR:-target/release/examples/sleeve_pair}
+binary=${TUNNEL_RIG:-target/release/examples/tunnel_rig}
+carrier=${CARRIER:-udp}
 state=/tmp/sl-state
 mtu=${SLEEVE_MTU:-1500}
 
@@ -48,14 +49,14 @@ pod() { # side, own digit, peer's digit: a namespace behind the node, with an ad
     ip -n "sl-$1" route add "10.32.$3.0/24" dev weave-tun
 }
 
-end() { # namespace, role, own, peer
-    ip netns exec "$1" "$binary" "$2" weave-tun "10.32.0.$4/32,10.32.$4.0/24" "192.168.77.$3" "192.168.77.$4" \
-        "$suite" "$queues" $((mtu - 28)) >"$state/$1.log" 2>&1 &
+end() { # namespace, own, peer
+    ip netns exec "$1" "$binary" "$2" weave-tun $((mtu - 28)) "$queues" "$suite" \
+        "$3,192.168.77.$3,$carrier,10.32.0.$3/32,10.32.$3.0/24" >"$state/$1.log" 2>&1 &
     echo $! >>"$state/pids"
     for _ in $(seq 100); do grep -q ready "$state/$1.log" && break; sleep 0.05; done
     ip -n "$1" link set weave-tun mtu $((mtu - 60)) txqueuelen "${SLEEVE_TXQ:-500}" up
-    ip -n "$1" addr add "10.32.0.$3/32" dev weave-tun
-    ip -n "$1" route add "10.32.0.$4/32" dev weave-tun src "10.32.0.$3"
+    ip -n "$1" addr add "10.32.0.$2/32" dev weave-tun
+    ip -n "$1" route add "10.32.0.$3/32" dev weave-tun src "10.32.0.$2"
 }
 
 up() {
@@ -73,10 +74,13 @@ up() {
     done
     vxlan sl-a 1 2
     vxlan sl-b 2 1
-    end sl-a initiator 1 2
-    end sl-b responder 2 1
+    end sl-a 1 2
+    end sl-b 2 1
     pod a 1 2
     pod b 2 1
+    if [ "$carrier" = quic ]; then
+        for _ in $(seq 100); do grep -q 'largest: 14' "$state/sl-a.log" && break; sleep 0.05; done
+    fi
     for address in 10.32.2.2 10.40.2.2; do
         in_b iperf3 -s -D -B "$address" -p 5201 --pidfile "$state/iperf-$address.pid" >/dev/null
         for _ in $(seq 100); do [ -s "$state/iperf-$address.pid" ] && break; sleep 0.05; done
