@@ -11,7 +11,9 @@
 mod init;
 mod kubernetes;
 mod listen;
+mod variables;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::builder::FalseyValueParser;
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{Args, ValueEnum};
 use weave_proto::{Cidr, Nickname};
 
 pub use init::{IpallocInit, IpallocInitError};
@@ -64,6 +66,9 @@ pub struct Settings {
     /// Where its files are.
     #[command(flatten)]
     pub paths: PathSettings,
+    /// What an operator should know of the environment's variables: see [`Self::note_variables`].
+    #[arg(skip)]
+    pub notes: Vec<String>,
 }
 
 /// Who this peer is, and whom it trusts.
@@ -177,9 +182,10 @@ pub struct NodeSettings {
 
     /// Keep the client's address where traffic from outside enters a pod of this node
     ///
-    /// For Services with externalTrafficPolicy: Local.
-    #[arg(long, env = "NO_MASQ_LOCAL", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
-    pub no_masq_local: bool,
+    /// For Services with externalTrafficPolicy: Local. In a Kubernetes cluster this is so unless it is switched off.
+    #[arg(long, value_name = "SWITCH", env = "NO_MASQ_LOCAL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = FalseyValueParser::new())]
+    no_masq_local: Option<bool>,
 
     /// What to do when another firewall drops forwarded packets
     #[arg(long, value_name = "WHEN", default_value = "auto")]
@@ -296,10 +302,24 @@ impl Settings {
         )
     }
 
+    /// Whether the client's address is kept where traffic from outside enters a pod of this node.
+    #[must_use]
+    pub fn keeps_client_addresses(&self) -> bool {
+        self.node.no_masq_local.unwrap_or(self.kubernetes.kubernetes)
+    }
+
+    /// Takes note of the variables that are set to no effect; `known` are those that some flag reads.
+    pub fn note_variables(&mut self, known: &BTreeSet<String>) {
+        let set: Vec<_> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        self.notes = variables::notes(set.iter().map(|(name, value)| (name.as_str(), value.as_str())), known);
+    }
+
     /// The name that people read: the one given, or that of the Node, or the host name.
     #[must_use]
     pub fn nickname(&self) -> Nickname {
-        let node = self.kubernetes.node_name.as_deref().filter(|_| self.kubernetes.kubernetes);
+        let node = self.kubernetes.node_name().filter(|_| self.kubernetes.kubernetes);
         let given = self.identity.nickname.clone();
         given.or_else(|| node.map(Nickname::lossy)).unwrap_or_else(host_name)
     }

@@ -1,6 +1,7 @@
 //! The command line as clap reads it: every command, its flags and the help that teaches it.
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
@@ -274,6 +275,24 @@ fn with_usable_variables(command: Command) -> Command {
             Some(_) | None => arg.hide_env_values(true),
         })
         .mut_subcommands(with_usable_variables)
+}
+
+/// The variables that some flag reads, and EXTRA_ARGS.
+pub(crate) fn variables() -> BTreeSet<String> {
+    let command = CommandLine::command();
+    let arguments = command.get_arguments().chain(command.get_subcommands().flat_map(Command::get_arguments));
+    let names = arguments.filter_map(Arg::get_env).map(|name| name.to_string_lossy().into_owned());
+    names.chain(["EXTRA_ARGS".to_owned()]).collect()
+}
+
+/// The words of the command line and behind them those of EXTRA_ARGS, which Weave Net's manifests append for the agent
+/// of a cluster. It means nothing to any other command.
+pub(crate) fn with_extra(mut words: Vec<OsString>, extra: &str) -> Vec<OsString> {
+    let has = |wanted: &str| words.iter().skip(1).any(|word| word == wanted);
+    if has("launch") && has("--kubernetes") {
+        words.extend(extra.split_whitespace().map(OsString::from));
+    }
+    words
 }
 
 /// What was given to the command, by flag or by variable, for the log; never a secret itself.

@@ -131,7 +131,9 @@ impl CommandError {
 /// Does what this process was asked to do.
 pub fn run(doers: &impl Doers) -> ExitCode {
     let (mut out, mut err) = (io::stdout(), io::stderr());
-    let exit = run_on(std::env::args_os(), doers, &mut Terminal { out: &mut out, err: &mut err });
+    let extra = std::env::var_os("EXTRA_ARGS").unwrap_or_default();
+    let words = args::with_extra(std::env::args_os().collect(), &extra.to_string_lossy());
+    let exit = run_on(words, doers, &mut Terminal { out: &mut out, err: &mut err });
     exit.into()
 }
 
@@ -196,6 +198,7 @@ fn perform(
     match command {
         Action::Launch(mut settings) => {
             settings.paths.run_dir = run_dir;
+            settings.note_variables(&args::variables());
             launch(*settings, given, doers)
         }
         Action::Status(args) => status(&agent, args, terminal),
@@ -226,6 +229,9 @@ fn launch(settings: Settings, given: &str, doers: &impl Doers) -> Result<(), Com
     logging::install(settings.log);
     tracing::info!("weave {VERSION}");
     tracing::info!("Command line options: {given}");
+    for note in &settings.notes {
+        tracing::warn!("{note}");
+    }
     doers.launch(settings).map_err(CommandError::Agent)
 }
 

@@ -352,7 +352,7 @@ fn variables_have_weave_nets_names_and_meanings() {
         "secret_file: Some(\"/s\")",
         "ConnLimit(None)",
         "range: 10.128.0.0/16, init: Consensus(Some(3))",
-        "Mtu(Some(1400)), no_masq_local: true",
+        "Mtu(Some(1400)), no_masq_local: Some(true)",
         "Tcp(127.0.0.1:7784), metrics_addr: Tcp(0.0.0.0:6782)",
         "data_dir: \"/d\", run_dir: \"/r\"",
     ] {
@@ -365,14 +365,14 @@ fn a_variable_set_to_nothing_counts_as_not_set() {
     let names =
         ["CONN_LIMIT", "IPALLOC_RANGE", "IPALLOC_INIT", "WEAVE_MTU", "NO_MASQ_LOCAL", "WEAVE_PASSWORD"];
     let settings = launched_with(&names.map(|name| (name, "")));
-    for part in ["Done", "ConnLimit(Some(200))", "10.32.0.0/12", "no_masq_local: false"] {
+    for part in ["Done", "ConnLimit(Some(200))", "10.32.0.0/12", "no_masq_local: None"] {
         assert!(settings.contains(part), "{part:?} is not in {settings}");
     }
 }
 
 #[test]
 fn a_switch_is_turned_off_by_zero_and_a_bad_variable_is_named() {
-    assert!(launched_with(&[("NO_MASQ_LOCAL", "0")]).contains("no_masq_local: false"));
+    assert!(launched_with(&[("NO_MASQ_LOCAL", "0")]).contains("no_masq_local: Some(false)"));
     let refused = launched_with(&[("IPALLOC_RANGE", "10.32.0.0")]);
     assert!(refused.contains("Usage") && refused.contains("--ipalloc-range"), "{refused}");
     assert!(refused.contains("comes from the environment variable IPALLOC_RANGE"), "{refused}");
@@ -615,6 +615,18 @@ fn documented(page: &str) -> String {
         }
     }
     out
+}
+
+#[test]
+fn extra_arguments_are_for_the_agent_of_a_cluster_alone() {
+    let words = |line: &str| line.split(' ').map(Into::into).collect::<Vec<OsString>>();
+    let extra = |line: &str| args::with_extra(words(line), " --log-level=debug  --conn-limit=9 ");
+    assert_eq!(
+        extra("weave launch --kubernetes"),
+        words("weave launch --kubernetes --log-level=debug --conn-limit=9")
+    );
+    assert_eq!(extra("weave launch"), words("weave launch"));
+    assert_eq!(extra("weave status"), words("weave status"));
 }
 
 #[test]

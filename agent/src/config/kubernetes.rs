@@ -3,9 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use weave_topology::{Target, TargetError};
 
 /// Where a pod finds its service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -24,7 +26,15 @@ pub struct KubernetesSettings {
 
     /// The name of this Node
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
-    pub node_name: Option<String>,
+    node_name: Option<String>,
+
+    /// What Weave Net's manifest calls the Node, where NODE_NAME is not set.
+    #[arg(long, value_name = "NAME", env = "HOSTNAME", hide = true)]
+    hostname: Option<String>,
+
+    /// Peers to look for instead of those of the Nodes, as Weave Net took them: separated by blanks or commas
+    #[arg(long, value_name = "PEERS", env = "KUBE_PEERS", default_value = "", hide_default_value = true)]
+    pub kube_peers: Peers,
 
     /// The API server [default: https:// and KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT]
     #[arg(long, value_name = "URL")]
@@ -47,7 +57,7 @@ pub struct KubernetesSettings {
     pub reclaim_after: Duration,
 
     /// Where the container runtime looks for CNI plugins
-    #[arg(long, value_name = "DIR", env = "WEAVE_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    #[arg(long, value_name = "DIR", env = "WEAVE_CNI_PLUGIN_DIR", default_value = "/opt/cni/bin")]
     pub cni_bin_dir: PathBuf,
 
     /// Where the container runtime looks for networks; the agent writes 10-weave.conflist there when it is ready
@@ -55,7 +65,26 @@ pub struct KubernetesSettings {
     pub cni_conf_dir: PathBuf,
 }
 
+/// A list of peers in one text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Peers(pub Vec<Target>);
+
+impl FromStr for Peers {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let words = text.split([' ', ',', '\n', '\t']).filter(|word| !word.is_empty());
+        words.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 impl KubernetesSettings {
+    /// The name of this Node, if it is known.
+    #[must_use]
+    pub fn node_name(&self) -> Option<&str> {
+        self.node_name.as_deref().or(self.hostname.as_deref())
+    }
+
     /// Where the API server is, as a URL.
     #[must_use]
     pub fn api_server(&self) -> Option<String> {

@@ -46,7 +46,7 @@ fn every_flag_reaches_its_room() {
     assert_eq!(settings.ipam.range.to_string(), "10.128.0.0/16");
     assert_eq!(settings.ipam.init, IpallocInit::Consensus(NonZeroU16::new(3)));
     assert_eq!(settings.node.mtu, Mtu(NonZeroU16::new(1400)));
-    assert!(settings.node.no_masq_local);
+    assert!(settings.keeps_client_addresses());
     assert_eq!(settings.node.forward_accept, ForwardAccept::Never);
     assert_eq!(settings.watch.http_addr, ListenAddress::Off);
     assert_eq!(settings.log, LogSettings { level: LogLevel::Warning, format: LogFormat::Json });
@@ -97,6 +97,22 @@ fn a_password_is_refused_and_never_printed() {
     assert!(!refusal.contains("hunter2"));
     assert!(!format!("{settings:?}").contains("hunter2"));
     assert_eq!(read(&["--password", ""]).unwrap().refusal(), None);
+}
+
+#[test]
+fn in_a_cluster_client_addresses_are_kept_unless_somebody_switches_it_off() {
+    assert!(!read(&[]).unwrap().keeps_client_addresses());
+    assert!(read(&["--kubernetes"]).unwrap().keeps_client_addresses());
+    assert!(!read(&["--kubernetes", "--no-masq-local=0"]).unwrap().keeps_client_addresses());
+    assert!(read(&["--no-masq-local", "10.0.0.2"]).unwrap().keeps_client_addresses());
+}
+
+#[test]
+fn peers_of_a_cluster_may_be_given_as_weave_net_took_them() {
+    let settings = read(&["--kubernetes", "--kube-peers", "10.0.0.2 10.0.0.3,node4"]).unwrap();
+    let peers: Vec<_> = settings.kubernetes.kube_peers.0.iter().map(ToString::to_string).collect();
+    assert_eq!(peers, ["10.0.0.2", "10.0.0.3", "node4"]);
+    assert!(read(&["--kube-peers", "10.0.0.300"]).unwrap_err().contains("10.0.0.300"));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use weave_proto::peer::ipam::Founding;
 use super::api::{ApiError, Change, Place};
 use super::backoff::{Backoff, chance};
 use super::keep::Followed;
-use super::objects::{Anything, ConfigMap};
+use super::objects::{Anything, ConfigMap, Node};
 use super::report::condition_patch;
 use super::{Cluster, Target, nodes, universe};
 use crate::brain::{BrainHandle, StatusReceiver};
@@ -80,12 +80,17 @@ impl Cluster {
         RemovedForGood
     }
 
+    /// Where the Nodes' agents are, if they are to be looked for.
+    pub(super) fn targets(&self, nodes: &BTreeMap<String, Node>) -> BTreeSet<Target> {
+        if self.follows_nodes { nodes::targets(nodes, &self.node) } else { BTreeSet::new() }
+    }
+
     /// Has the agents of all Nodes looked for, and those of vanished Nodes no longer.
     async fn keep_targets(&self, around: &Surroundings) {
         let mut view = self.nodes.clone();
         let mut told: Option<BTreeSet<Target>> = None;
         loop {
-            let wanted = view.borrow_and_update().objects.as_ref().map(|all| nodes::targets(all, &self.node));
+            let wanted = view.borrow_and_update().objects.as_ref().map(|all| self.targets(all));
             if let Some(wanted) = wanted {
                 let done = match &told {
                     // What was told at the start may be older than the list.

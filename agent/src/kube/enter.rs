@@ -115,7 +115,7 @@ impl<'a> Entrance<'a> {
         };
         let founding =
             if self.cluster.is_decided_by_object() { Some(self.universe(&nodes).await?) } else { None };
-        let targets = nodes::targets(&nodes, &self.cluster.node).into_iter().collect();
+        let targets = self.cluster.targets(&nodes).into_iter().collect();
         Ok(Entered { founding, targets, secret_file, removed: false })
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 use weave_proto::PeerName;
-use weave_proto::local::status::Status;
+use weave_proto::local::status::{ACKNOWLEDGED, Status};
 
 use super::api::{Api, ApiError, Change, Kind, Place};
 use super::attend::Surroundings;
@@ -23,9 +23,6 @@ use crate::task::{self, Task};
 
 /// Agents that find the same thing missing write it at different times within this: one is enough.
 const SPREAD: Duration = Duration::from_secs(3);
-
-/// What the status says of a removal that is decided.
-const DECIDED: &str = "acknowledged";
 
 /// A single object, followed.
 pub(super) struct Followed<T> {
@@ -184,5 +181,5 @@ fn pause_after(
 /// Who was removed for good, and who inherited.
 pub(super) fn removed(status: &Status) -> BTreeMap<PeerName, PeerName> {
     let removed = status.ipam.iter().flat_map(|ipam| &ipam.removed);
-    removed.filter(|removed| removed.state == DECIDED).map(|it| (it.peer, it.heir)).collect()
+    removed.filter(|removed| removed.state == ACKNOWLEDGED).map(|it| (it.peer, it.heir)).collect()
 }

@@ -70,6 +70,8 @@ pub struct Cluster {
     has_ring: bool,
     /// Where the copy of the secret is; none if the operator gave a secret.
     secret_copy: Option<PathBuf>,
+    /// Whether the Nodes are the peers to look for, and not a list of the operator's.
+    follows_nodes: bool,
     /// How long a peer must be gone before it is removed.
     grace: Duration,
     nodes: watch::Receiver<View<objects::Node>>,
@@ -107,7 +109,7 @@ impl Cluster {
         if !given.kubernetes {
             return Ok(None);
         }
-        let node = given.node_name.clone().ok_or(ClusterError::NoName)?;
+        let node = given.node_name().ok_or(ClusterError::NoName)?.to_owned();
         let server = given.api_server().ok_or(ClusterError::NoServer)?;
         let account = given.service_account.clone();
         let namespace = api::namespace(&account)?;
@@ -124,6 +126,7 @@ impl Cluster {
             init: settings.ipam.init.clone(),
             has_ring,
             secret_copy: (!is_given).then(|| settings.paths.data_dir.join(secret::FILE)),
+            follows_nodes: given.kube_peers.0.is_empty(),
             grace: given.reclaim_after,
             nodes,
             _following: following,

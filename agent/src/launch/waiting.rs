@@ -23,6 +23,8 @@ pub(super) struct Joined {
     pub(super) cluster: Cluster,
     /// The first split, if the store held it or this agent was told it.
     pub(super) founding: Option<Founding>,
+    /// The peers that the operator named.
+    pub(super) given: Vec<Target>,
     /// What the servers below show.
     pub(super) front: watch::Sender<Arc<Status>>,
     /// The servers of status and metrics.
@@ -70,9 +72,11 @@ pub(super) async fn join(
         cluster.tell_removal(&ports.filter_map(|port| port.pod.clone()).collect()).await;
         bail!(RemovedForGood);
     }
+    settings.mesh.peers.extend(settings.kubernetes.kube_peers.0.iter().cloned());
+    let given = settings.mesh.peers.clone();
     settings.mesh.peers.extend(targets);
     settings.identity.secret_file = secret_file.or_else(|| settings.identity.secret_file.take());
-    Ok(Some(Joined { cluster, founding: stored.or(founding), front, watching }))
+    Ok(Some(Joined { cluster, founding: stored.or(founding), given, front, watching }))
 }
 
 /// The operators' door while there is nobody behind it.

@@ -185,7 +185,7 @@ impl Wiring {
             mtu: settings.node.mtu.0.map(|mtu| u32::from(mtu.get())),
             options: HostOptions {
                 masquerade: true,
-                keep_client_addresses: settings.node.no_masq_local,
+                keep_client_addresses: settings.keeps_client_addresses(),
                 forward_accept: match settings.node.forward_accept {
                     crate::config::ForwardAccept::Auto => ForwardAccept::Auto,
                     crate::config::ForwardAccept::Never => ForwardAccept::Never,
@@ -238,7 +238,7 @@ impl Wiring {
     /// Starts what the agent does for its cluster, and has those who have looked on since the start see the new
     /// status.
     pub(super) fn spawn_cluster(&mut self, settings: &Settings, joined: Joined) {
-        let Joined { cluster, founding, front, mut watching } = joined;
+        let Joined { cluster, founding, given, front, mut watching } = joined;
         let mut status = self.status.clone();
         self.spawn("the servers for those who look on", async move {
             loop {
@@ -254,7 +254,7 @@ impl Wiring {
         let around = Surroundings {
             brain: self.brain.clone(),
             status: self.status.clone(),
-            given: settings.mesh.peers.clone(),
+            given,
             network: network(settings),
             founding,
             notes: self.notes.clone(),
@@ -353,6 +353,7 @@ fn network(settings: &Settings) -> (Conflist, PathBuf) {
 
 fn fixed(settings: &Settings, secrets: &Secrets) -> snapshot::Fixed {
     let mut warnings = secrets.warnings();
+    warnings.extend(settings.notes.iter().cloned());
     if settings.node.mtu.0.is_some_and(|mtu| u32::from(mtu.get()) > 8950) {
         warnings.push("--mtu is larger than a jumbo frame leaves room for".to_owned());
     }
