@@ -4,7 +4,7 @@
 //! is, sealed from end to end with keys that the node in the middle does not have; in front of it stand twenty bytes
 //! in clear that say where it is to go ([`Relay`]; `docs/wire-sleeve.md` draws them).
 //!
-//! * **A hop changes six bytes**: the hops left and the receiver index. So it forwards a whole run of datagrams where
+//! * **A hop changes five bytes**: the hops left and the receiver index. So it forwards a whole run of datagrams where
 //!   the kernel has put them, and sends them by one call.
 //! * **The frame is not sealed for the hop.** It could protect nothing: what a stranger could change, his own end or
 //!   the record's would drop. What keeps strangers from having their frames carried is the receiver index, a number

@@ -1,4 +1,4 @@
-//! Whatever a hop is sent: what parses is written back the same, and is sent on changed in six bytes at most.
+//! Whatever a hop is sent: what parses is written back the same, and is sent on changed in five bytes at most.
 
 #![no_main]
 
