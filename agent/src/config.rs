@@ -226,6 +226,10 @@ pub struct PathSettings {
     #[arg(long, value_name = "DIR", env = "WEAVE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,
 
+    /// Where the kernel's settings are; in a container /proc/sys is read-only, and the host's net is mounted elsewhere
+    #[arg(long, value_name = "DIR", env = "WEAVE_PROC_SYS", default_value = "/proc/sys")]
+    pub proc_sys: PathBuf,
+
     /// Where the sockets are; set from the flag that all commands share.
     #[arg(skip)]
     pub run_dir: PathBuf,

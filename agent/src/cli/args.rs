@@ -241,6 +241,10 @@ pub struct SetupCniArgs {
           value_parser = BoolishValueParser::new())]
     pub hairpin_mode: bool,
 
+    /// Install no network: an agent in a cluster writes it when pods can be attached
+    #[arg(long)]
+    pub no_network: bool,
+
     /// Where the agent keeps its state
     #[arg(long, value_name = "DIR", env = "WEAVE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,

@@ -40,6 +40,9 @@ pub(super) fn install(
             "note: hairpin mode stays on: it cannot cause a loop here, and Services need it"
         )?;
     }
+    if args.no_network {
+        return remove_former(conf_dir, terminal);
+    }
     let absolute = |dir: &Path| std::path::absolute(dir).map_err(told("find the directory", dir));
     let paths = Paths { run_dir: absolute(run_dir)?, data_dir: absolute(&args.data_dir)? };
     let network = Conflist { name: "weave".to_owned(), hairpin: true, mtu: None, paths, chained };
@@ -52,11 +55,7 @@ fn install_network(
     conf_dir: &Path,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CommandError> {
-    let former = conf_dir.join(FORMER_NETWORK);
-    if is_ours(&former) {
-        fs::remove_file(&former).map_err(told("remove Weave Net's network", &former))?;
-        writeln!(terminal.out, "removed {}, which would hide the network below", former.display())?;
-    }
+    remove_former(conf_dir, terminal)?;
     let path = conf_dir.join(conflist::FILE);
     match fs::read(&path) {
         Ok(found) if serde_json::from_slice::<Value>(&found).is_ok_and(|found| found == network.render()) => {
@@ -75,6 +74,15 @@ fn install_network(
             writeln!(terminal.out, "installed {}", path.display())?;
         }
         Err(error) => return Err(told("read the network", &path)(error)),
+    }
+    Ok(())
+}
+
+fn remove_former(conf_dir: &Path, terminal: &mut Terminal<'_>) -> Result<(), CommandError> {
+    let former = conf_dir.join(FORMER_NETWORK);
+    if is_ours(&former) {
+        fs::remove_file(&former).map_err(told("remove Weave Net's network", &former))?;
+        writeln!(terminal.out, "removed {}, which would hide {}", former.display(), conflist::FILE)?;
     }
     Ok(())
 }

@@ -346,6 +346,7 @@ fn variables_have_weave_nets_names_and_meanings() {
         ("WEAVE_HTTP_ADDR", "127.0.0.1:7784"),
         ("WEAVE_METRICS_ADDR", "0.0.0.0:6782"),
         ("WEAVE_DATA_DIR", "/d"),
+        ("WEAVE_PROC_SYS", "/p"),
         ("WEAVE_RUN_DIR", "/r"),
     ]);
     for part in [
@@ -354,7 +355,7 @@ fn variables_have_weave_nets_names_and_meanings() {
         "range: 10.128.0.0/16, init: Consensus(Some(3))",
         "Mtu(Some(1400)), no_masq_local: Some(true)",
         "Tcp(127.0.0.1:7784), metrics_addr: Tcp(0.0.0.0:6782)",
-        "data_dir: \"/d\", run_dir: \"/r\"",
+        "data_dir: \"/d\", proc_sys: \"/p\", run_dir: \"/r\"",
     ] {
         assert!(settings.contains(part), "{part:?} is not in {settings}");
     }

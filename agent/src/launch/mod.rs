@@ -155,7 +155,7 @@ impl Agent {
                 MetricsServer::bind(&settings.watch.metrics_addr)?,
             ),
         };
-        let node = Node::start(NodeSettings::default())?;
+        let node = Node::start(NodeSettings { sysctl_root: settings.paths.proc_sys.clone() })?;
 
         let founding = joined.as_ref().and_then(|joined| joined.founding.clone());
         let mut wiring = Wiring::new(&settings, loaded, founding, &secrets)?;
