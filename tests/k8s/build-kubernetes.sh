@@ -106,8 +106,8 @@ if [ ! -e "$tree/.unpacked" ]; then
 fi
 cd "$tree"
 version=v1.20.2
-flags="-s -w -X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 \
--X k8s.io/component-base/version.gitMinor=20"
+stamp=k8s.io/kubernetes/vendor/k8s.io/component-base/version
+flags="-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=20"
 
 # kube-apiserver compiles in the OpenAPI description, which is generated from marks in the sources.
 if [ ! -e pkg/generated/openapi/zz_generated.openapi.go ]; then

@@ -93,7 +93,10 @@ impl ControlPlane {
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
             "current-context": "lab",
         });
-        fs::write(&file, document.to_string()).context("writing a kubeconfig")?;
+        // In one step: whoever was given the file before may be reading it.
+        let beside = file.with_extension("new");
+        fs::write(&beside, document.to_string()).context("writing a kubeconfig")?;
+        fs::rename(&beside, &file).context("putting a kubeconfig in its place")?;
         Ok(file)
     }
 

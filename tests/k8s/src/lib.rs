@@ -22,5 +22,7 @@ pub mod kubectl;
 pub mod node;
 pub mod programs;
 
+pub use cluster::Cluster;
 pub use control_plane::ControlPlane;
 pub use kubectl::Kubectl;
+pub use node::Node;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weave_k8s::ControlPlane;
+use weave_k8s::cluster::manifest;
 use weave_netns::wait::{eventually, throughout};
 use weave_netns::{AgentOptions, Host, Lab, run_in_lab};
 
@@ -14,9 +15,6 @@ use weave_netns::{AgentOptions, Host, Lab, run_in_lab};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The grace period of the agents under test, in seconds.
 const GRACE: &str = "5";
-
-/// What the agents may do: the table of agent/src/kube/mod.rs.
-const RIGHTS: &str = include_str!("rights.yaml");
 
 struct Cluster {
     plane: ControlPlane,
@@ -26,7 +24,8 @@ struct Cluster {
 impl Cluster {
     fn start(lab: &Lab, names: &[&str]) -> Result<Self> {
         let plane = ControlPlane::start(lab, names)?;
-        plane.kubectl()?.apply(RIGHTS)?;
+        // With the account and its rights. Nothing makes pods of the DaemonSet without controllers.
+        plane.kubectl()?.apply(&manifest()?)?;
         let hosts = names.iter().map(|name| lab.host(name)).collect::<Result<_>>()?;
         Ok(Self { plane, hosts })
     }
