@@ -20,17 +20,20 @@ HAVE_NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 # binary:Debian package. Only what is missing is installed.
 TOOLS := cc:gcc make:make ip:iproute2 nft:nftables iptables-restore:iptables tcpdump:tcpdump ping:iputils-ping \
          conntrack:conntrack ethtool:ethtool strace:strace /usr/lib/cni/bridge:containernetworking-plugins \
-         containerd:containerd runc:runc podman:podman busybox:busybox-static nsenter:util-linux tc:iproute2
+         containerd:containerd runc:runc podman:podman busybox:busybox-static nsenter:util-linux tc:iproute2 \
+         openssl:openssl curl:curl
 
-.PHONY: help demo demo-clean test test-unit test-netns lint bench bench-tools tools build clean
+.PHONY: help demo demo-clean test test-unit test-netns k8s-test k8s-ci k8s image lint bench bench-tools tools build clean
 
 help: ## this text
 	@echo "weave: an overlay network for containers"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo KEEP=1            leave the demonstration up to look around"
 	@echo "  make test-netns ONLY=guard  only the namespace tests whose names contain 'guard'"
+	@echo "  make k8s-test ONLY=reclaim  only the tests on a real Kubernetes whose names contain 'reclaim'"
+	@echo "  make k8s KEEP=1             leave a cluster up, with weave on it, until Enter is pressed"
 	@echo "  make bench PARTS=cni        only a part: dataplane tunnels cni rest handmade"
 
 demo: tools ## three nodes and six pods in network namespaces, and two accidents (root)
@@ -59,8 +62,38 @@ test-netns: ## the namespace tests, one after the other (root)
 ifdef HAVE_NEXTEST
 	cargo nextest run $(LOCKED) --workspace --profile netns $(ONLY)
 else
-	cargo test $(LOCKED) --workspace --test '*' -- --test-threads=1 $(ONLY)
+	cargo test $(LOCKED) --workspace --exclude weave-k8s --test '*' -- --test-threads=1 $(ONLY)
 endif
+
+k8s-test: tools ## the tests on a real Kubernetes of three nodes; builds it once, outside of the clone (root)
+	cargo build $(LOCKED) -p weave-agent -p weave-cni
+	cargo build $(LOCKED) -p weave-k8s --tests
+	tests/k8s/build-kubernetes.sh
+ifdef HAVE_NEXTEST
+	cargo nextest run $(LOCKED) -p weave-k8s --profile k8s $(ONLY)
+else
+	cargo test $(LOCKED) -p weave-k8s --test '*' -- --test-threads=1 $(ONLY)
+endif
+
+# Nodes Ready, Service, rolling update, reclaim.
+k8s-ci:
+	$(MAKE) k8s-test ONLY="one_apply rolling_update deleted_node"
+
+k8s: tools ## a cluster of three nodes with weave on it; KEEP=1 leaves it up for exploring (root)
+	cargo build $(LOCKED) -p weave-agent -p weave-cni -p weave-k8s --bins
+	tests/k8s/build-kubernetes.sh
+	@target/debug/k8s
+
+# The plugin runs on the host, whose C library may be another: it brings its own.
+IMAGE_TARGET := $(shell uname -m)-unknown-linux-gnu
+IMAGE := target/weave-image.tar
+
+image: ## the container image, offline, from the release binaries: target/weave-image.tar
+	cargo build $(LOCKED) --release -p weave-agent
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build $(LOCKED) --release -p weave-cni --target $(IMAGE_TARGET)
+	@rm -rf target/image && mkdir -p target/image
+	@cp target/release/weave target/$(IMAGE_TARGET)/release/weave-net target/image/
+	@deploy/image/build.sh target/image $(IMAGE)
 
 lint: ## formatting, clippy and documentation, warnings forbidden
 	cargo fmt --all --check
