@@ -358,3 +358,6 @@ pub(super) fn namespace(account: &Path) -> Result<String, AccessError> {
         Err(error) => Err(AccessError::Account { path, reason: error.to_string() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

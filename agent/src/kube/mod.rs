@@ -54,6 +54,7 @@ pub use api::AccessError;
 pub use attend::{RemovedForGood, Surroundings};
 pub use enter::Entered;
 pub use reclaim::GRACE;
+pub use secret::FILE as SECRET_COPY;
 
 /// This agent's place in the cluster.
 pub struct Cluster {

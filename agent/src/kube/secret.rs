@@ -26,7 +26,7 @@ pub(super) const NAME: &str = "weave-net-secret";
 /// The key in it.
 const KEY: &str = "secrets";
 /// The copy, in the data directory.
-pub(super) const FILE: &str = "cluster-secret";
+pub const FILE: &str = "cluster-secret";
 
 /// How long agents that have a copy are waited for to put the Secret back: several of their pauses after a failure.
 pub(super) const HOLDERS: Duration = Duration::from_secs(30);

@@ -3,17 +3,25 @@
 use std::fs;
 
 use crate::cli::{Removal, ResetPaths, Trace};
+use crate::kube;
 use crate::net;
 use crate::store;
 
 /// Folders and files in the data directory that are the agent's.
 const DATA: [&str; 1] = ["cni"];
 
+/// Files in the data directory that are the agent's, beside the store.
+const FILES: [&str; 1] = [kube::SECRET_COPY];
+
 /// Removes every trace, goes on after failures, and says what became of each.
 pub(super) fn reset(paths: &ResetPaths) -> Vec<Trace> {
     let mut traces = kernel();
     for file in store::files(&paths.data_dir) {
         traces.push(Trace::of_file(format!("store {}", file.display()), fs::remove_file(&file)));
+    }
+    for name in FILES {
+        let path = paths.data_dir.join(name);
+        traces.push(Trace::of_file(format!("file {}", path.display()), fs::remove_file(&path)));
     }
     for name in DATA {
         let path = paths.data_dir.join(name);
