@@ -313,10 +313,18 @@ fn connection_info(connection: &ConnectionStatus) -> String {
                 // Whether a caller calls again is its own affair.
                 None => String::new(),
             };
-            joined([joined([peer, connection.info.clone()], ": "), retry], ", ")
+            joined([joined([peer, connection.info.clone()], ": "), retry, relayed(connection)], ", ")
         }
-        ConnectionState::Connecting => joined([peer, connection.info.clone()], " "),
+        ConnectionState::Connecting => {
+            joined([joined([peer, connection.info.clone()], " "), relayed(connection)], ", ")
+        }
     }
+}
+
+/// How the pods of a peer are reached to which there is no connection.
+fn relayed(connection: &ConnectionStatus) -> String {
+    let via = connection.method.as_ref().and_then(|method| method.via);
+    via.map(|via| format!("its pods are reached through {via}, encrypted")).unwrap_or_default()
 }
 
 fn joined<const N: usize>(parts: [String; N], between: &str) -> String {

@@ -337,6 +337,7 @@ fn router_config(
         ipam: weave_ipam::Config { me, universe: settings.ipam.range, mode, alone },
         restored: loaded.ipam,
         encryption: weave_overlay::Encryption::default(),
+        ways: loaded.ways,
     })
 }
 

@@ -54,6 +54,9 @@ pub(crate) fn connection(number: u8, state: ConnectionState, info: &str) -> Conn
             reason: String::new(),
             mtu: Some(1450),
             encrypted: false,
+            via: None,
+            round_trip_us: None,
+            rejected: Vec::new(),
         }),
     }
 }
@@ -319,11 +322,41 @@ fn a_connection_without_a_data_path_says_why() {
         reason: "the peer has no VXLAN".to_owned(),
         mtu: None,
         encrypted: false,
+        via: None,
+        round_trip_us: None,
+        rejected: Vec::new(),
     });
     status.router.connections = vec![connection];
     assert_eq!(
         text(&status, View::Connections),
         "<- 10.0.0.2:6783 established unencrypted none   7a:3f:00:00:00:02(node2) (the peer has no VXLAN)\n"
+    );
+}
+
+#[test]
+fn an_encrypted_path_and_one_through_a_relay_are_shown_as_such() {
+    let mut status = sample();
+    let mut direct = connection(2, ConnectionState::Established, "");
+    let method = MethodStatus {
+        name: "sleeve".to_owned(),
+        reason: "encryption is due".to_owned(),
+        mtu: Some(1400),
+        encrypted: true,
+        via: None,
+        round_trip_us: Some(250),
+        rejected: Vec::new(),
+    };
+    direct.method = Some(method.clone());
+    let mut away = connection(3, ConnectionState::Retrying, "no answer");
+    let via = Some(direct.peer.unwrap());
+    away.method = Some(MethodStatus { name: "relay".to_owned(), via, ..method });
+    away.retry_in_seconds = Some(4);
+    status.router.connections = vec![direct, away];
+    assert_eq!(
+        text(&status, View::Connections),
+        "<- 10.0.0.2:6783 established encrypted   sleeve 7a:3f:00:00:00:02(node2) mtu=1400 (encryption is due)\n\
+         -> 10.0.0.3:6783 retrying    no answer, retry: in 4 s, its pods are reached through 7a:3f:00:00:00:02, \
+         encrypted\n"
     );
 }
 

@@ -19,6 +19,7 @@
 //! | `freed` | the address | | addresses in quarantine |
 //! | `targets` | `all` | list of texts | whom people want to be reached |
 //! | `peers` | the name | | last known facts of other peers |
+//! | `ways` | the name | | the last ways to them |
 //!
 //! Values are JSON because it describes itself: a field that a later version adds has a default, an earlier
 //! version ignores it, and a person can read what is there. Only a change that this does not cover needs a
@@ -60,6 +61,7 @@ enum Table {
     Freed,
     Targets,
     Peers,
+    Ways,
 }
 
 impl Table {
@@ -72,6 +74,7 @@ impl Table {
             Self::Freed => "freed",
             Self::Targets => "targets",
             Self::Peers => "peers",
+            Self::Ways => "ways",
         }
     }
 

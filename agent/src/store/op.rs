@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use weave_ipam::Restored;
+use weave_overlay::KnownWay;
 use weave_proto::local::cni::AttachmentKey;
 use weave_proto::{PeerName, PeerUid};
 use weave_router::StoreOp;
@@ -31,6 +32,8 @@ pub struct Loaded {
     pub targets: Option<Vec<Target>>,
     /// Last known facts of other peers, in the order of names.
     pub peers: Vec<KnownPeer>,
+    /// The last ways to them, in the order of names.
+    pub ways: Vec<KnownWay>,
 }
 
 /// The rows, read.
@@ -39,6 +42,7 @@ pub(super) struct Found {
     ipam: Restored,
     targets: Option<Vec<Target>>,
     peers: Vec<KnownPeer>,
+    ways: Vec<KnownWay>,
 }
 
 /// The identity as it is kept.
@@ -78,6 +82,7 @@ pub(super) fn load(store: &Store) -> Result<Found, StoreError> {
         },
         targets: one(store, Table::Targets, ALL)?,
         peers: every(store, Table::Peers)?,
+        ways: every(store, Table::Ways)?,
     })
 }
 
@@ -115,8 +120,8 @@ pub(super) fn start(
         machine,
     };
     store.apply(vec![put(Table::Identity, SELF, &row, "the identity")?])?;
-    let Found { ipam, targets, peers, .. } = found;
-    Ok((store, Loaded { identity, replaced, ipam, targets, peers }))
+    let Found { ipam, targets, peers, ways, .. } = found;
+    Ok((store, Loaded { identity, replaced, ipam, targets, peers, ways }))
 }
 
 /// The rows that an operation changes.
@@ -127,8 +132,10 @@ pub(super) fn changes(op: StoreOp) -> Result<Vec<Change>, StoreError> {
         StoreOp::Known(peers) => {
             peers.iter().map(|peer| put(Table::Peers, &peer.name.to_string(), peer, "a peer")).collect()
         }
+        StoreOp::Way(known) => Ok(vec![put(Table::Ways, &known.peer.to_string(), &known, "a way")?]),
         StoreOp::ForgetKnown(names) => {
-            Ok(names.iter().map(|name| delete(Table::Peers, &name.to_string())).collect())
+            let rows = |table| names.iter().map(move |name| delete(table, &name.to_string()));
+            Ok(rows(Table::Peers).chain(rows(Table::Ways)).collect())
         }
     }
 }

@@ -218,7 +218,7 @@ impl ConnectionState {
 /// The data-plane method to one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MethodStatus {
-    /// Its name: `fastdp`, or `none`.
+    /// Its name: `fastdp`, `sleeve`, `quic`, `relay`, or `none`.
     pub name: String,
     /// Why this one and not a better one.
     pub reason: String,
@@ -226,6 +226,24 @@ pub struct MethodStatus {
     pub mtu: Option<u32>,
     /// Whether data is encrypted.
     pub encrypted: bool,
+    /// Through which peer, if it is relayed.
+    #[serde(default)]
+    pub via: Option<PeerName>,
+    /// The smoothed round trip of its probes, in microseconds; none while nothing has answered.
+    #[serde(default)]
+    pub round_trip_us: Option<u64>,
+    /// The other methods, best first, and why they are not used.
+    #[serde(default)]
+    pub rejected: Vec<RejectedMethod>,
+}
+
+/// A method that is not in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedMethod {
+    /// Its name; a relay's with the peer.
+    pub name: String,
+    /// Why it is not used, with the remedy where there is one.
+    pub reason: String,
 }
 
 /// One peer of the mesh as this peer knows it.

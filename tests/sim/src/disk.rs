@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use weave_ipam::{Allocation, Freed, Restored};
+use weave_overlay::KnownWay;
 use weave_proto::PeerName;
 use weave_proto::local::cni::AttachmentKey;
 use weave_proto::peer::IpamState;
@@ -22,6 +23,7 @@ pub struct Disk {
     /// The targets given by people, if they were changed.
     pub targets: Option<Vec<Target>>,
     known: BTreeMap<PeerName, KnownPeer>,
+    ways: BTreeMap<PeerName, KnownWay>,
 }
 
 impl Disk {
@@ -31,7 +33,11 @@ impl Disk {
             match op {
                 StoreOp::Ipam(op) => self.commit_ipam(op),
                 StoreOp::Targets(targets) => self.targets = Some(targets),
-                StoreOp::ForgetKnown(names) => self.known.retain(|name, _| !names.contains(name)),
+                StoreOp::ForgetKnown(names) => {
+                    self.known.retain(|name, _| !names.contains(name));
+                    self.ways.retain(|name, _| !names.contains(name));
+                }
+                StoreOp::Way(known) => drop(self.ways.insert(known.peer, known)),
                 StoreOp::Known(peers) => self.known.extend(peers.into_iter().map(|peer| (peer.name, peer))),
             }
         }
@@ -72,6 +78,12 @@ impl Disk {
     #[must_use]
     pub fn known(&self) -> Vec<KnownPeer> {
         self.known.values().cloned().collect()
+    }
+
+    /// What a restart finds of the last ways to them.
+    #[must_use]
+    pub fn ways(&self) -> Vec<KnownWay> {
+        self.ways.values().copied().collect()
     }
 
     /// The address that a key has, durably.

@@ -260,6 +260,7 @@ impl World {
             },
             restored: machine.disk.restored(),
             encryption: weave_overlay::Encryption::default(),
+            ways: machine.disk.ways(),
         };
         let router =
             Router::new(config, seed, now).unwrap_or_else(|error| panic!("node{at} starts: {error}"));

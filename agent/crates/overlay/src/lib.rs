@@ -17,8 +17,12 @@
 //!
 //! Methods are ordered from best to worst by the order of [`Method`]'s variants.
 
+mod select;
 mod table;
 mod way;
 
-pub use table::{Choice, Encryption, ForwardingTable, NoPath, PeerFacts, PeerPath, PlainFrom, Vtep, choose};
+pub use select::{Config, Output, Overlay, Report};
+pub use table::{
+    Choice, Encryption, Forward, ForwardingTable, KnownWay, NoPath, PeerFacts, PeerPath, PlainFrom, Vtep,
+};
 pub use way::{Carrier, Method, Probe, ProbeAnswer, Via, Way, WayNews};

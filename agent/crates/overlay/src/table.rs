@@ -1,16 +1,16 @@
 //! From what is known of each peer to the table that the kernel is made to hold.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use weave_proto::peer::Features;
 use weave_proto::{Cidr, PeerName};
 
-use crate::{Method, Way};
+use crate::Way;
 
 /// What is known of a peer, live or from before.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PeerFacts {
     /// What its data plane can do.
     pub features: Features,
@@ -20,6 +20,21 @@ pub struct PeerFacts {
     pub overlay: Option<IpAddr>,
     /// The addresses it owns, in aligned blocks.
     pub ranges: Vec<Cidr>,
+    /// The neighbours that might relay to it, the best first.
+    pub relays: Vec<PeerName>,
+}
+
+/// The last way to a peer, for a restart: until answers say otherwise, it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownWay {
+    /// The peer.
+    pub peer: PeerName,
+    /// The way, if there was one.
+    pub way: Option<Way>,
+    /// The largest pod packet that was sent.
+    pub mtu: Option<u32>,
+    /// Whether the peer had allowed packets in clear.
+    pub plain: bool,
 }
 
 /// How one peer's pods are reached.
@@ -85,6 +100,12 @@ pub enum NoPath {
     NoDirectLink,
     /// One of the two data planes cannot do any method that the other can.
     NoCommonMethod,
+    /// Encryption is due, and the two data planes have no sealed method in common.
+    NoSealedMethod,
+    /// There are methods, but no device, session or connection for any of them yet.
+    NotReady,
+    /// Nothing that was tried has ever answered.
+    NoAnswer,
 }
 
 impl fmt::Display for NoPath {
@@ -94,6 +115,12 @@ impl fmt::Display for NoPath {
             Self::NoOverlayAddress => "has not announced its bridge address yet",
             Self::NoDirectLink => "no direct link yet: open UDP 6783 and 6784 between the two nodes",
             Self::NoCommonMethod => "no common method: a kernel without VXLAN at one end",
+            Self::NoSealedMethod => {
+                "encryption is due, and the two nodes have no encrypted method in common: allow \
+                sleeve or quic at both (--methods), and let /dev/net/tun be used"
+            }
+            Self::NotReady => "no method is ready yet",
+            Self::NoAnswer => "no answer on any method yet: open UDP 6783 to 6785 between the two nodes",
         })
     }
 }
@@ -116,49 +143,23 @@ pub struct ForwardingTable {
     pub vteps: Vec<Vtep>,
     /// From whom VXLAN is let in.
     pub plain_from: PlainFrom,
+    /// How sealed records of others go on to a peer, for which this node relays. Only ways that answer.
+    pub forwards: Vec<Forward>,
 }
 
-/// Decides for every peer, given what this node's own data plane can do.
-#[must_use]
-pub fn choose(own: Features, peers: &BTreeMap<PeerName, PeerFacts>) -> BTreeMap<PeerName, Choice> {
-    peers.iter().map(|(&peer, facts)| (peer, choose_one(own, peer, facts))).collect()
+/// How sealed records of others go on to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// The peer.
+    pub peer: PeerName,
+    /// A sealed way straight to it, or the next relay.
+    pub way: Way,
 }
 
-fn choose_one(own: Features, peer: PeerName, facts: &PeerFacts) -> Choice {
-    if facts.ranges.is_empty() {
-        return Choice::None(NoPath::OwnsNothing);
-    }
-    let Some(overlay) = facts.overlay else { return Choice::None(NoPath::NoOverlayAddress) };
-    let Some(underlay) = facts.underlay else { return Choice::None(NoPath::NoDirectLink) };
-    if !own.has(Features::FASTDP) || !facts.features.has(Features::FASTDP) {
-        return Choice::None(NoPath::NoCommonMethod);
-    }
-    let mut ranges = facts.ranges.clone();
-    ranges.sort_unstable();
-    Choice::Path(PeerPath {
-        peer,
-        way: Way::direct(Method::FastDp),
-        underlay: Some(underlay),
-        overlay,
-        ranges,
-        mtu: None,
-    })
-}
-
-impl ForwardingTable {
-    /// The table of all the paths among `choices`.
+impl Encryption {
+    /// Whether an address is in a trusted network.
     #[must_use]
-    pub fn of(choices: &BTreeMap<PeerName, Choice>) -> Self {
-        let path = |choice: &Choice| match choice {
-            Choice::Path(path) => Some(path.clone()),
-            Choice::None(_) => None,
-        };
-        let paths: Vec<PeerPath> = choices.values().filter_map(path).collect();
-        let vtep =
-            |path: &PeerPath| Some(Vtep { peer: path.peer, underlay: path.underlay?, overlay: path.overlay });
-        Self { vteps: paths.iter().filter_map(vtep).collect(), paths, plain_from: PlainFrom::default() }
+    pub fn trusts(&self, addr: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(addr))
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use weave_proto::PeerName;
 
 /// A way to carry a pod's packet to another node, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Method {
     /// The kernel's VXLAN on UDP 6784: in clear, nothing in user space.
     FastDp,
@@ -40,7 +42,8 @@ impl fmt::Display for Method {
 }
 
 /// Whether another peer stands between the two ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Via {
     /// None does.
     Direct,
@@ -50,7 +53,7 @@ pub enum Via {
 
 /// One way to one peer. Through a relay, the method is the one that leads to the relay; the record is sealed between
 /// the two ends whatever carries it. Ordered from best to worst: any direct way before any relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Way {
     /// What carries it on the first hop.
     pub method: Method,
@@ -63,6 +66,12 @@ impl Way {
     #[must_use]
     pub const fn direct(method: Method) -> Self {
         Self { method, via: Via::Direct }
+    }
+
+    /// Whether nobody on the way can read or forge what it carries.
+    #[must_use]
+    pub const fn is_sealed(self) -> bool {
+        matches!(self.via, Via::Relay(_)) || self.method.is_sealed()
     }
 
     /// By way of another peer.

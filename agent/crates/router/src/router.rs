@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use weave_ipam::{Answer, Ipam, Mode, PeerFacts, Request, RequestError, RequestId};
-use weave_overlay::{Choice, Encryption, Probe, ProbeAnswer, WayNews};
+use weave_overlay::{Encryption, KnownWay, Overlay, Probe, ProbeAnswer, WayNews};
 use weave_proto::local::cni::AttachmentKey;
 use weave_proto::peer::{
     Directed, Features, Hello, IpamDirected, IpamState, Message, Offer, Refusal, Routed, Terms,
@@ -31,6 +31,8 @@ pub struct Config {
     pub restored: weave_ipam::Restored,
     /// What this node demands of packets on their way.
     pub encryption: Encryption,
+    /// What the store held of the last ways to other peers.
+    pub ways: Vec<KnownWay>,
 }
 
 /// What is kept in the store. All operations of one [`Output::Persist`] become durable together.
@@ -42,7 +44,9 @@ pub enum StoreOp {
     Targets(Vec<Target>),
     /// Peers' last known addresses, each in the place of an older one of its name.
     Known(Vec<KnownPeer>),
-    /// These peers were removed for good: what was known of them is of no use any more.
+    /// The last way to a peer, in the place of an older one.
+    Way(KnownWay),
+    /// These peers were removed for good: what was known of them, their ways too, is of no use any more.
     ForgetKnown(Vec<PeerName>),
 }
 
@@ -123,13 +127,18 @@ pub enum Notice {
 pub struct Router {
     pub(crate) me: PeerName,
     pub(crate) universe: Cidr,
-    pub(crate) features: Features,
     /// Who was to share the range, if people listed them; empty otherwise.
     pub(crate) seeds: BTreeSet<PeerName>,
     pub(crate) topology: Topology,
     pub(crate) ipam: Ipam,
     pub(crate) expose: Expose,
-    pub(crate) choices: BTreeMap<PeerName, Choice>,
+    pub(crate) overlay: Overlay,
+    /// Who might relay to whom, as the graph has it.
+    pub(crate) relays: BTreeMap<PeerName, Vec<PeerName>>,
+    /// Whether the graph has changed since.
+    pub(crate) graph_changed: bool,
+    /// What was last said to each neighbour about packets in clear, and on which link.
+    pub(crate) terms: BTreeMap<PeerName, (LinkId, Terms)>,
     pub(crate) view: Option<NodeView>,
     pub(crate) outputs: VecDeque<Output>,
     /// What was last told to the mesh about this peer.
@@ -137,7 +146,7 @@ pub struct Router {
     /// Who was last told to the allocator to be reachable.
     reachable: BTreeMap<PeerName, PeerFacts>,
     /// Whose removal has been carried out here.
-    removed: BTreeSet<PeerName>,
+    pub(crate) removed: BTreeSet<PeerName>,
     /// Messages of peers that were not believed, by reason.
     pub(crate) refused: BTreeMap<String, u64>,
     /// Established links that have ended.
@@ -149,9 +158,16 @@ impl Router {
     ///
     /// # Errors
     /// What the store held contradicts the configuration.
-    pub fn new(config: Config, seed: u64, now: Instant) -> Result<Self, weave_ipam::RestoreError> {
+    pub fn new(mut config: Config, seed: u64, now: Instant) -> Result<Self, weave_ipam::RestoreError> {
         let me = config.topology.name;
-        let features = config.topology.features;
+        if config.encryption.wanted {
+            config.topology.features = config.topology.features.with(Features::ENCRYPT);
+        }
+        let overlay = weave_overlay::Config {
+            own: config.topology.features,
+            encryption: config.encryption,
+            known: config.ways,
+        };
         let universe = config.ipam.universe;
         let seeds = match &config.ipam.mode {
             Mode::Seed(seeds) => seeds.clone(),
@@ -161,12 +177,14 @@ impl Router {
         let mut router = Self {
             me,
             universe,
-            features,
             seeds,
             topology: Topology::new(config.topology, seed, now),
             ipam,
             expose: Expose::Asked,
-            choices: BTreeMap::new(),
+            overlay: Overlay::new(overlay, seed),
+            relays: BTreeMap::new(),
+            graph_changed: true,
+            terms: BTreeMap::new(),
             view: None,
             outputs: VecDeque::new(),
             own: OwnFacts::default(),
@@ -224,14 +242,14 @@ impl Router {
 
     /// A carrier to a peer exists, or does not.
     pub fn handle_way(&mut self, news: WayNews, now: Instant) {
-        drop(news);
-        self.settle(now);
+        self.overlay.handle_way(news, now);
+        self.publish_if_rerouted();
     }
 
     /// A probe has come back.
     pub fn handle_probe_answer(&mut self, answer: ProbeAnswer, now: Instant) {
-        let _ = answer;
-        self.settle(now);
+        self.overlay.handle_answer(answer, now);
+        self.publish_if_rerouted();
     }
 
     /// The data plane tells a neighbour how to send sealed records to it with the keys of this link.
@@ -282,6 +300,12 @@ impl Router {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        // Probes go out many times a second, and concern nobody else.
+        self.overlay.handle_timeout(now);
+        if self.poll_slow_timeout().is_none_or(|(at, _)| at > now) {
+            self.publish_if_rerouted();
+            return;
+        }
         if matches!(self.expose, Expose::Again(at) if at <= now) {
             self.ask_for_own_address(now);
         }
@@ -298,6 +322,12 @@ impl Router {
     /// When to call [`Self::handle_timeout`], and who wants it.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let probes = self.overlay.poll_timeout().map(|at| (at, "probe the ways to a peer"));
+        [probes, self.poll_slow_timeout()].into_iter().flatten().min_by_key(|&(at, _)| at)
+    }
+
+    /// The timers of all rooms but the overlay.
+    fn poll_slow_timeout(&self) -> Option<(Instant, &'static str)> {
         let expose = match self.expose {
             Expose::Again(at) => Some((at, "ask for the node's own address")),
             Expose::Asked | Expose::Held(_) => None,
@@ -354,7 +384,7 @@ impl Router {
                 break;
             }
         }
-        self.publish();
+        self.publish(now);
     }
 
     /// Tells each room what has changed in another; whether anything had.
@@ -429,7 +459,7 @@ impl Router {
                 self.persist(StoreOp::Known(peers));
             }
             // Who is reachable is told to the allocator when the queues are empty: see `exchange`.
-            From::PeersChanged | From::LinksChanged => {}
+            From::PeersChanged | From::LinksChanged => self.graph_changed = true,
             From::IpamDiffers { link } => {
                 let message = Message::Ipam(Box::new(self.ipam.state()));
                 self.outputs.push_back(Output::Send { link, message });
@@ -446,14 +476,9 @@ impl Router {
             From::Offer { link, from, offer } => {
                 self.outputs.push_back(Output::Offer { link, peer: from, offer });
             }
-            From::Terms { from, terms } => self.on_terms(from, terms),
+            From::Terms { from, terms } => self.overlay.handle_terms(from, terms, now),
             From::Notify(notice) => self.outputs.push_back(Output::Notify(Notice::Topology(notice))),
         }
-    }
-
-    /// A neighbour says whether packets between it and this peer may travel in clear.
-    fn on_terms(&mut self, from: PeerName, terms: Terms) {
-        let _ = (from, terms);
     }
 
     fn on_ipam(&mut self, output: weave_ipam::Output, now: Instant) {
@@ -486,7 +511,7 @@ impl Router {
         }
     }
 
-    fn persist(&mut self, op: StoreOp) {
+    pub(crate) fn persist(&mut self, op: StoreOp) {
         self.outputs.push_back(Output::Persist(vec![op]));
     }
 }

@@ -4,23 +4,26 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use weave_ipam::{Ipam, RequestError};
-use weave_overlay::{Choice, ForwardingTable, PeerFacts, choose};
+use weave_overlay::{PeerFacts, Report, Via};
 use weave_proto::local::status::{
-    ConnectionState, ConnectionStatus, IpamStatus, MethodStatus, PeerStatus, TargetStatus,
+    ConnectionState, ConnectionStatus, IpamStatus, MethodStatus, PeerStatus, RejectedMethod, TargetStatus,
 };
+use weave_proto::peer::Message;
 use weave_proto::{Cidr, Nickname, PeerName, Span};
 use weave_topology::Topology;
 
 use crate::node::{Expose, NodeView};
-use crate::router::{Output, Router};
+use crate::router::{Output, Router, StoreOp};
 
 impl Router {
-    /// Decides again how each peer is reached, and publishes the node's view if it has changed.
-    pub(crate) fn publish(&mut self) {
+    /// Tells the overlay what is known of the peers, tells them what it demands of them, and publishes the node's view if
+    /// it has changed.
+    pub(crate) fn publish(&mut self, now: Instant) {
+        if std::mem::take(&mut self.graph_changed) {
+            let peers = self.topology.known_peers().map(|peer| peer.name).filter(|&peer| peer != self.me);
+            self.relays = peers.map(|peer| (peer, self.topology.relays(peer))).collect();
+        }
         let ranges = self.ipam.ranges();
-        let blocks = |peer: PeerName| -> Vec<Cidr> {
-            ranges.get(&peer).into_iter().flatten().copied().flat_map(Span::cidrs).collect()
-        };
         let facts: BTreeMap<PeerName, PeerFacts> = self
             .topology
             .known_peers()
@@ -30,20 +33,64 @@ impl Router {
                     features: peer.features,
                     underlay: peer.underlay.map(|addr| addr.ip()),
                     overlay: peer.overlay,
-                    ranges: blocks(peer.name),
+                    ranges: blocks(&ranges, peer.name),
+                    relays: self.relays.get(&peer.name).cloned().unwrap_or_default(),
                 };
                 (peer.name, facts)
             })
             .collect();
-        self.choices = choose(self.features, &facts);
+        self.overlay.handle_facts(facts, now);
+        self.tell_terms();
+        self.follow_overlay();
+        self.overlay.take_changed();
+        let own = blocks(&ranges, self.me);
+        self.publish_view(own);
+    }
+
+    /// After news that concern the overlay alone: publishes the node's view if its routes have changed.
+    pub(crate) fn publish_if_rerouted(&mut self) {
+        self.follow_overlay();
+        if self.overlay.take_changed() {
+            let own = blocks(&self.ipam.ranges(), self.me);
+            self.publish_view(own);
+        }
+    }
+
+    /// Passes on what the overlay wants done, which stands ahead of the view that follows from it.
+    fn follow_overlay(&mut self) {
+        while let Some(output) = self.overlay.poll_output() {
+            match output {
+                weave_overlay::Output::Probe(probe) => self.outputs.push_back(Output::Probe(probe)),
+                // A neighbour that has not heard of a removal yet may go on telling of the removed peer.
+                weave_overlay::Output::Persist(known) if self.removed.contains(&known.peer) => {}
+                weave_overlay::Output::Persist(known) => self.persist(StoreOp::Way(known)),
+            }
+        }
+    }
+
+    /// Says on each link, once and whenever it changes, whether packets may travel in clear.
+    fn tell_terms(&mut self) {
+        let linked: Vec<_> = self
+            .relays
+            .keys()
+            .filter_map(|&peer| Some((peer, self.topology.link_to(peer)?.0, self.overlay.terms(peer)?)))
+            .collect();
+        for (peer, link, terms) in linked {
+            if self.terms.insert(peer, (link, terms)) != Some((link, terms)) {
+                self.outputs.push_back(Output::Send { link, message: Message::Terms(terms) });
+            }
+        }
+    }
+
+    fn publish_view(&mut self, own: Vec<Cidr>) {
         let view = NodeView {
             universe: self.universe,
             address: match self.expose {
                 Expose::Held(address) => Some(address),
                 Expose::Asked | Expose::Again(_) => None,
             },
-            own: blocks(self.me),
-            table: ForwardingTable::of(&self.choices),
+            own,
+            table: self.overlay.table(),
             pods: self.ipam.allocations().filter_map(|allocation| allocation.port.clone()).collect(),
         };
         // A pod that comes or goes is attached or detached by the one who makes or removes its link; the list of pods is
@@ -62,9 +109,9 @@ impl Router {
     pub fn connections(&self, mtu: Option<u32>, now: Instant) -> Vec<ConnectionStatus> {
         let mut connections = self.topology.connections(now);
         for connection in &mut connections {
-            let choice = connection.peer.and_then(|peer| self.choices.get(&peer));
-            connection.method = choice.map(|choice| method(choice, mtu));
-            let no_path = matches!(choice, Some(Choice::None(_)) | None);
+            let report = connection.peer.and_then(|peer| self.overlay.report(peer, now));
+            let no_path = report.as_ref().is_none_or(|report| report.way.is_none());
+            connection.method = report.map(|report| method(report, mtu));
             if connection.state == ConnectionState::Established && no_path {
                 connection.state = ConnectionState::Pending;
             }
@@ -170,17 +217,28 @@ impl Router {
     }
 }
 
-fn method(choice: &Choice, mtu: Option<u32>) -> MethodStatus {
-    match choice {
-        Choice::Path(path) => MethodStatus {
-            name: path.way.method.to_string(),
-            reason: "direct, no encryption wanted".to_owned(),
-            mtu,
-            encrypted: false,
+fn blocks(ranges: &BTreeMap<PeerName, Vec<Span>>, peer: PeerName) -> Vec<Cidr> {
+    ranges.get(&peer).into_iter().flatten().copied().flat_map(Span::cidrs).collect()
+}
+
+/// A report for the status document; `mtu` is what the node's devices allow.
+fn method(report: Report, mtu: Option<u32>) -> MethodStatus {
+    let via = report.way.map_or(Via::Direct, |way| way.via);
+    MethodStatus {
+        name: match (report.way, via) {
+            (None, _) => "none".to_owned(),
+            (Some(_), Via::Relay(_)) => "relay".to_owned(),
+            (Some(way), Via::Direct) => way.method.to_string(),
         },
-        Choice::None(why) => {
-            MethodStatus { name: "none".to_owned(), reason: why.to_string(), mtu: None, encrypted: false }
-        }
+        reason: report.reason,
+        mtu: report.way.and_then(|_| [report.mtu, mtu].into_iter().flatten().min()),
+        encrypted: report.encrypted,
+        via: match via {
+            Via::Direct => None,
+            Via::Relay(hop) => Some(hop),
+        },
+        round_trip_us: report.round_trip.map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
+        rejected: report.rejected.into_iter().map(|(name, reason)| RejectedMethod { name, reason }).collect(),
     }
 }
 

@@ -388,7 +388,10 @@ impl Topology {
     }
 
     fn draw_survey(&mut self, now: Instant) {
-        self.survey = Survey::draw(self.me(), &self.links, &self.peers, now);
+        let drawn = Survey::draw(self.me(), &self.links, &self.peers, now);
+        // Whoever looks things up in the graph finds something else now.
+        self.pace.peers_changed |= !self.survey.graph.is_like(&drawn.graph);
+        self.survey = drawn;
         let routes = &self.survey.routes;
         self.pace.peers_changed |= self.peers.set_reachable(|peer| routes.reach(peer), now);
         for (&peer, addresses) in &self.survey.addresses {

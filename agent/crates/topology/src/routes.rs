@@ -49,6 +49,18 @@ impl Graph {
         self.edges.get(&one).is_some_and(|others| others.contains(&other))
     }
 
+    /// Whether the same peers are linked in both.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let linked = |(_, others): &(&PeerName, &BTreeSet<PeerName>)| !others.is_empty();
+        self.edges.iter().filter(linked).eq(other.edges.iter().filter(linked))
+    }
+
+    /// Those of `some` that are linked to `peer`.
+    pub(crate) fn between(&self, some: impl Iterator<Item = PeerName>, peer: PeerName) -> Vec<PeerName> {
+        let Some(others) = self.edges.get(&peer) else { return Vec::new() };
+        some.filter(|one| others.contains(one)).collect()
+    }
+
     /// How many links a peer has.
     pub(crate) fn degree(&self, peer: PeerName) -> usize {
         self.edges.get(&peer).map_or(0, BTreeSet::len)

@@ -75,6 +75,21 @@ impl Topology {
         self.link_towards(peer).map(Link::peer)
     }
 
+    /// The neighbours that might pass something on to a peer, without this peer in between: those linked to it, or else
+    /// the next hop. At most [`MAX_RELAYS`], the same ones as long as the mesh stays the same, and different ones for
+    /// different pairs, so that no peer relays for all.
+    #[must_use]
+    pub fn relays(&self, peer: PeerName) -> Vec<PeerName> {
+        let neighbours = self.links.in_use().map(Link::peer).filter(|&neighbour| neighbour != peer);
+        let mut relays = self.survey.graph.between(neighbours, peer);
+        if relays.is_empty() {
+            relays.extend(self.survey.routes.to(peer).map(|hop| hop.via).filter(|&via| via != peer));
+        }
+        relays.sort_by_key(|&relay| (lot(&[self.me(), relay, peer]), relay));
+        relays.truncate(MAX_RELAYS);
+        relays
+    }
+
     /// The targets that people gave.
     #[must_use]
     pub fn targets(&self) -> Vec<Target> {
@@ -183,6 +198,15 @@ impl Topology {
             ..connection(addr, state, trouble.unwrap_or_default())
         })
     }
+}
+
+/// How many relays to a peer are worth being watched: one in use and one in reserve.
+const MAX_RELAYS: usize = 2;
+
+/// A number that depends on all of these names and their order (FNV-1a).
+fn lot(names: &[PeerName]) -> u64 {
+    let bytes = names.iter().flat_map(|name| name.mac());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn established(link: &Link) -> ConnectionStatus {

@@ -57,6 +57,7 @@ fn seeded(seeds: &[u8], known: &[u8]) -> Router {
         topology,
         ipam,
         restored: weave_ipam::Restored::default(),
+        ways: Vec::new(),
         encryption: Encryption::default(),
     };
     Router::new(config, 1, Instant::now()).unwrap()

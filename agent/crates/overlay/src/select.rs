@@ -1,0 +1,328 @@
+//! The machine that chooses: for each peer, which way carries its packets.
+//!
+//! ```text
+//!   facts of the mesh ──┐                              ┌──> Probe    (the doer sends, the other end answers)
+//!   carriers up, down ──┼──> [peer](mod@peer): ways ───┼──> Persist  (the last way, for a restart)
+//!   answers to probes ──┤     health, pmtu, choice     └──> table() (routes, neighbours, firewall)
+//!   terms, time ────────┘
+//! ```
+//!
+//! Each peer is decided on by itself, with one exception: a relay is a candidate only while *it* answers in a sealed
+//! way, so what is learned of one peer may concern others.
+//!
+//! **Relays and loops.** Candidates are the neighbours that the mesh's graph puts nearest to the peer. None is used
+//! before a probe has come back through it, and a relay forwards only on a way that answers *it*. A circle never
+//! answers: a frame that comes back to where it was is dropped. So a new choice has no loop, and one that becomes part
+//! of a loop while others change theirs falls silent and is left within 3 s; the hop limit bounds what it carries
+//! until then.
+
+pub(crate) mod health;
+pub(crate) mod peer;
+pub(crate) mod pmtu;
+mod report;
+
+pub use report::Report;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use weave_proto::PeerName;
+use weave_proto::peer::{Features, Terms};
+
+use self::peer::{PeerState, Sight, Slot, Standing};
+use crate::{Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, WayNews};
+
+/// What is told at the start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What this node's data plane can do.
+    pub own: Features,
+    /// What it demands of packets on their way.
+    pub encryption: Encryption,
+    /// The last ways of an earlier start.
+    pub known: Vec<KnownWay>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send this, and tell the answer.
+    Probe(Probe),
+    /// Keep this in the place of what was kept of the same peer, before the table is published.
+    Persist(KnownWay),
+}
+
+/// See the module's docs.
+#[derive(Debug)]
+pub struct Overlay {
+    pub(crate) own: Features,
+    pub(crate) encryption: Encryption,
+    pub(crate) peers: BTreeMap<PeerName, PeerState>,
+    /// The best sealed way that answers to each peer that relays.
+    pub(crate) relays: BTreeMap<PeerName, Method>,
+    /// When each peer has something due.
+    due: BTreeMap<PeerName, Instant>,
+    saved: BTreeMap<PeerName, KnownWay>,
+    /// Through whom others are reached at present, and who they are.
+    hops: BTreeMap<PeerName, BTreeSet<PeerName>>,
+    nonce: u64,
+    changed: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Overlay {
+    /// A machine that holds on to the ways of an earlier start. Nonces begin at `seed`.
+    #[must_use]
+    pub fn new(config: Config, seed: u64) -> Self {
+        let saved: BTreeMap<PeerName, KnownWay> =
+            config.known.into_iter().map(|known| (known.peer, known)).collect();
+        let peers = saved.iter().map(|(&peer, &known)| (peer, PeerState::restored(known))).collect();
+        let mut hops: BTreeMap<PeerName, BTreeSet<PeerName>> = BTreeMap::new();
+        for known in saved.values() {
+            if let Some(Via::Relay(hop)) = known.way.map(|way| way.via) {
+                hops.entry(hop).or_default().insert(known.peer);
+            }
+        }
+        Self {
+            own: config.own,
+            encryption: config.encryption,
+            peers,
+            relays: BTreeMap::new(),
+            due: BTreeMap::new(),
+            saved,
+            hops,
+            nonce: seed,
+            changed: true,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// All that is known of all peers; those of whom nothing is known any more are forgotten.
+    pub fn handle_facts(&mut self, facts: BTreeMap<PeerName, PeerFacts>, now: Instant) {
+        let gone: Vec<PeerName> =
+            self.peers.keys().filter(|peer| !facts.contains_key(peer)).copied().collect();
+        for peer in gone {
+            self.peers.remove(&peer);
+            for through in self.hops.values_mut() {
+                through.remove(&peer);
+            }
+            self.due.remove(&peer);
+            self.relays.remove(&peer);
+            self.changed = true;
+        }
+        for (name, facts) in facts {
+            let peer = self.peers.entry(name).or_default();
+            if peer.facts != facts {
+                peer.facts = facts;
+                self.changed = true;
+                self.step(name, now);
+            }
+        }
+    }
+
+    /// A carrier exists, or does not.
+    pub fn handle_way(&mut self, news: WayNews, now: Instant) {
+        let (name, carrier, standing) = match news {
+            WayNews::Up { peer, carrier, largest } => (peer, carrier, Standing::Up { largest }),
+            WayNews::Down { peer, carrier, why } => (peer, carrier, Standing::Down { why }),
+        };
+        if let Some(peer) = self.peers.get_mut(&name)
+            && peer.carriers.get(&carrier) != Some(&standing)
+        {
+            peer.carriers.insert(carrier, standing);
+            self.step(name, now);
+        }
+    }
+
+    /// A probe has come back. An answer to nothing that was asked is passed over.
+    pub fn handle_answer(&mut self, answer: ProbeAnswer, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&answer.peer) else { return };
+        let slot = Slot::of(answer.way);
+        let used = peer.chosen.is_some_and(|chosen| chosen.slot == slot);
+        let Some(live) = peer.ways.get_mut(&slot) else { return };
+        let sent = live
+            .health
+            .take(answer.nonce)
+            .or_else(|| live.pmtu.answered(answer.nonce, answer.len, used, now));
+        if let Some(sent) = sent {
+            live.health.heard(sent, now);
+            self.step(answer.peer, now);
+        }
+    }
+
+    /// A peer says whether packets between it and this node may travel in clear.
+    pub fn handle_terms(&mut self, peer: PeerName, terms: Terms, now: Instant) {
+        if let Some(state) = self.peers.get_mut(&peer)
+            && state.plain != Some(terms.plain)
+        {
+            state.plain = Some(terms.plain);
+            self.changed = true;
+            self.step(peer, now);
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let due: Vec<PeerName> =
+            self.due.iter().filter(|(_, at)| **at <= now).map(|(&peer, _)| peer).collect();
+        for peer in due {
+            self.step(peer, now);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Whether [`Self::table`] may differ from what it was when this was last asked.
+    pub const fn take_changed(&mut self) -> bool {
+        std::mem::replace(&mut self.changed, false)
+    }
+
+    /// What this node demands of packets between itself and a peer: to be told to it, unless it is nothing.
+    #[must_use]
+    pub fn terms(&self, peer: PeerName) -> Option<Terms> {
+        let underlay = self.peers.get(&peer).and_then(|state| state.facts.underlay);
+        self.encryption
+            .wanted
+            .then(|| Terms { plain: underlay.is_some_and(|addr| self.encryption.trusts(addr)) })
+    }
+
+    /// Whether every packet between this node and a peer must be sealed.
+    pub(crate) fn is_due(&self, state: &PeerState) -> bool {
+        let ours =
+            self.encryption.wanted && !state.facts.underlay.is_some_and(|addr| self.encryption.trusts(addr));
+        let theirs = match state.plain {
+            Some(plain) => !plain,
+            None => state.facts.features.has(Features::ENCRYPT),
+        };
+        ours || theirs
+    }
+
+    /// Probes what is due at one peer, decides on it, and on those whom it relays for if that has changed.
+    fn step(&mut self, name: PeerName, now: Instant) {
+        let mut todo = BTreeSet::from([name]);
+        while let Some(name) = todo.pop_first() {
+            let before = self.hop_of(name);
+            let news = self.step_one(name, now);
+            let after = self.hop_of(name);
+            if before != after {
+                todo.extend(self.rehop(name, (before, after)));
+            }
+            if news {
+                let through = self.peers.iter().filter(|(_, state)| state.facts.relays.contains(&name));
+                todo.extend(through.map(|(&peer, _)| peer));
+            }
+        }
+    }
+
+    /// Through whom a peer is reached.
+    fn hop_of(&self, name: PeerName) -> Option<PeerName> {
+        match self.peers.get(&name)?.chosen?.way.via {
+            Via::Relay(hop) => Some(hop),
+            Via::Direct => None,
+        }
+    }
+
+    /// A peer is reached through another relay; those for whom that makes a difference.
+    fn rehop(
+        &mut self,
+        name: PeerName,
+        (before, after): (Option<PeerName>, Option<PeerName>),
+    ) -> Vec<PeerName> {
+        if let Some(hop) = before {
+            self.hops.entry(hop).or_default().remove(&name);
+        }
+        if let Some(hop) = after {
+            self.hops.entry(hop).or_default().insert(name);
+        }
+        self.hops.retain(|_, through| !through.is_empty());
+        [before, after].into_iter().flatten().collect()
+    }
+
+    /// Whether what the peer can relay by has changed.
+    fn step_one(&mut self, name: PeerName, now: Instant) -> bool {
+        let Some(mut state) = self.peers.remove(&name) else { return false };
+        state.relaying = self.hops.contains_key(&name);
+        let sight = Sight { own: self.own, due: self.is_due(&state), relays: &self.relays };
+        state.refresh(&sight, now);
+        self.changed |= state.decide(&sight, now);
+        probe(name, &mut state, (&mut self.nonce, &mut self.outputs), now);
+        match due(&state, now) {
+            Some(at) => drop(self.due.insert(name, at)),
+            None => drop(self.due.remove(&name)),
+        }
+        self.save(name, &state);
+        let sealed = state.sealed().filter(|_| state.facts.features.has(Features::RELAY));
+        self.peers.insert(name, state);
+        if self.relays.get(&name).copied() == sealed {
+            return false;
+        }
+        match sealed {
+            Some(method) => drop(self.relays.insert(name, method)),
+            None => drop(self.relays.remove(&name)),
+        }
+        self.changed = true;
+        true
+    }
+
+    fn save(&mut self, name: PeerName, state: &PeerState) {
+        let known = KnownWay {
+            peer: name,
+            way: state.chosen.map(|chosen| chosen.way),
+            mtu: state.chosen.and_then(|chosen| chosen.mtu),
+            plain: state.plain == Some(true),
+        };
+        let nothing = KnownWay { peer: name, way: None, mtu: None, plain: false };
+        if self.saved.insert(name, known).unwrap_or(nothing) != known {
+            self.outputs.push_back(Output::Persist(known));
+        }
+    }
+}
+
+/// Sends the probes of one peer that are due.
+fn probe(
+    name: PeerName,
+    state: &mut PeerState,
+    (nonce, outputs): (&mut u64, &mut VecDeque<Output>),
+    now: Instant,
+) {
+    let used = state.chosen.map(|chosen| chosen.slot);
+    let paces: Vec<_> = state.ways.keys().map(|&slot| (slot, state.pace(slot, now))).collect();
+    let mut send = |way, len| {
+        outputs.push_back(Output::Probe(Probe { peer: name, way, nonce: *nonce, len }));
+        *nonce = nonce.wrapping_add(1);
+        nonce.wrapping_sub(1)
+    };
+    for (slot, pace) in paces {
+        let Some(live) = state.ways.get_mut(&slot) else { continue };
+        if live.health.due(pace) <= now {
+            let nonce = send(live.way, 0);
+            live.health.sent(nonce, now);
+        }
+    }
+    for (&slot, live) in &mut state.ways {
+        let Some(heard) = live.health.last_heard().filter(|_| live.health.answers()) else { continue };
+        if let Some(len) = live.pmtu.poll(*nonce, used == Some(slot), heard, now) {
+            outputs.push_back(Output::Probe(Probe { peer: name, way: live.way, nonce: *nonce, len }));
+            *nonce = nonce.wrapping_add(1);
+        }
+    }
+}
+
+/// When a peer has something due.
+fn due(state: &PeerState, now: Instant) -> Option<Instant> {
+    let health = state.ways.iter().map(|(&slot, live)| live.health.due(state.pace(slot, now)));
+    let sizes = state.ways.values().filter(|live| live.health.answers()).map(|live| live.pmtu.due());
+    health.chain(sizes).min()
+}
+
+#[cfg(test)]
+mod tests;

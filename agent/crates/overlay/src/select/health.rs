@@ -1,0 +1,190 @@
+//! Whether one way answers: the probes that are out, and what their answers prove.
+//!
+//! ```text
+//!              first answer                      a probe overdue
+//!   Unproven ───────────────> Answering ───────────────────────────> Suspect
+//!      ^                        ^   └── pace of its rank                 │ probes every SUSPECT
+//!      │                        └────────── any answer ──────────────────┤
+//!      └───────── no answer for SILENCE, LOST probes overdue ────────────┘
+//! ```
+//!
+//! Time alone proves nothing, since the agent may have slept; a number of lost probes alone proves little either, since
+//! a tenth of all packets may be lost on a path that works. So it takes both. At the pace of the way in use, seven
+//! probes are overdue when [`SILENCE`] is over: where a path loses one packet in ten each way, that happens by chance
+//! once in 10⁵ probes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// An answer that takes longer is overdue. Longer than a round trip around the earth.
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(700);
+
+/// How long a way must not have answered to count as silent: a switch must be over within 3 s, and this leaves time for
+/// the switch itself.
+pub(crate) const SILENCE: Duration = Duration::from_millis(2500);
+
+/// How many probes must be overdue besides.
+pub(crate) const LOST: u32 = 6;
+
+/// The pace once a probe is overdue: so fast that [`LOST`] of them fit into what is left of [`SILENCE`].
+pub(crate) const SUSPECT: Duration = Duration::from_millis(150);
+
+/// For how long an answer to a probe is still understood.
+const MEMORY: Duration = Duration::from_secs(8);
+
+/// How often a way is probed that gives no reason for haste.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// It is in use: found silent within 3 s.
+    Used,
+    /// It would be used if it answered.
+    Wanted,
+    /// It is worse than the one in use, and should be known to answer when that fails.
+    Spare,
+    /// The one in use is in doubt: who else answers?
+    Urgent,
+}
+
+impl Pace {
+    /// The time between two probes.
+    pub(crate) const fn interval(self) -> Duration {
+        match self {
+            Self::Used => Duration::from_millis(500),
+            Self::Wanted => Duration::from_secs(1),
+            Self::Spare => Duration::from_secs(5),
+            Self::Urgent => Duration::from_millis(250),
+        }
+    }
+}
+
+/// See the module's docs.
+#[derive(Debug, Clone)]
+pub(crate) struct Health {
+    /// Since when probes can be sent.
+    since: Instant,
+    /// The small probes that were not answered, by nonce.
+    waiting: BTreeMap<u64, Instant>,
+    last_sent: Option<(Instant, u64)>,
+    /// When the last answer came.
+    heard: Option<Instant>,
+    /// When the newest probe that was answered had been sent.
+    proof: Option<Instant>,
+    /// Since when it has answered without falling silent, and how often.
+    run: Option<(Instant, u32)>,
+    /// Whether it was asked often enough, for long enough, without an answer.
+    silent: bool,
+    /// Smoothed over eight answers.
+    round_trip: Option<Duration>,
+}
+
+impl Health {
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            waiting: BTreeMap::new(),
+            last_sent: None,
+            heard: None,
+            proof: None,
+            run: None,
+            silent: false,
+            round_trip: None,
+        }
+    }
+
+    /// A small probe goes out.
+    pub(crate) fn sent(&mut self, nonce: u64, now: Instant) {
+        self.waiting.retain(|_, at| now < *at + MEMORY);
+        self.waiting.insert(nonce, now);
+        self.last_sent = Some((now, nonce));
+    }
+
+    /// When the small probe with this nonce was sent, if it is one of this way; it counts as answered.
+    pub(crate) fn take(&mut self, nonce: u64) -> Option<Instant> {
+        self.waiting.remove(&nonce)
+    }
+
+    /// Something that was sent then has been answered.
+    pub(crate) fn heard(&mut self, sent: Instant, now: Instant) {
+        // What was lost before something that arrived is no sign of silence any more.
+        self.waiting.retain(|_, at| *at > sent);
+        self.heard = Some(now);
+        self.silent = false;
+        self.proof = self.proof.max(Some(sent));
+        let trip = now.saturating_duration_since(sent);
+        self.round_trip = Some(self.round_trip.map_or(trip, |old| (old * 7 + trip) / 8));
+        let (since, count) = self.run.unwrap_or((now, 0));
+        self.run = Some((since, count.saturating_add(1)));
+    }
+
+    /// Notes whether it has fallen silent, which ends a run of answers.
+    pub(crate) fn judge(&mut self, now: Instant) {
+        self.silent |= now >= self.heard.unwrap_or(self.since) + SILENCE && self.overdue(now) >= LOST;
+        if self.silent {
+            self.run = None;
+            self.round_trip = None;
+        }
+    }
+
+    /// Whether it was asked often enough, for long enough, without an answer, when it was last judged.
+    pub(crate) const fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// Whether it answers, as far as is known.
+    pub(crate) const fn answers(&self) -> bool {
+        self.run.is_some()
+    }
+
+    /// Since when it answers, and how many times it has.
+    pub(crate) const fn run(&self) -> Option<(Instant, u32)> {
+        self.run
+    }
+
+    /// Whether a probe is overdue.
+    pub(crate) fn is_suspect(&self, now: Instant) -> bool {
+        self.overdue(now) > 0
+    }
+
+    pub(crate) const fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// When the last answer came.
+    pub(crate) const fn last_heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// When the newest probe was sent that came back: then, the other end's agent was yet to answer.
+    pub(crate) const fn proof(&self) -> Option<Instant> {
+        self.proof
+    }
+
+    pub(crate) const fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// When the next small probe is due.
+    pub(crate) fn due(&self, pace: Pace) -> Instant {
+        let Some((last, nonce)) = self.last_sent else { return self.since };
+        let regular = last + jittered(pace.interval(), nonce);
+        match self.waiting.values().min() {
+            Some(&oldest) if self.answers() => regular.min((oldest + TIMEOUT).max(last + SUSPECT)),
+            Some(_) | None => regular,
+        }
+    }
+
+    /// How many probes that were sent since then are overdue.
+    pub(crate) fn overdue_since(&self, since: Instant, now: Instant) -> usize {
+        self.waiting.values().filter(|at| **at >= since && **at + TIMEOUT <= now).count()
+    }
+
+    fn overdue(&self, now: Instant) -> u32 {
+        u32::try_from(self.overdue_since(self.since, now)).unwrap_or(u32::MAX)
+    }
+}
+
+/// A little less than `interval`, differently each time, so that the probes to many peers do not march in step.
+fn jittered(interval: Duration, nonce: u64) -> Duration {
+    let drawn = u32::try_from(nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59).unwrap_or(0);
+    interval * (256 - drawn) / 256
+}

@@ -1,0 +1,432 @@
+//! One peer: the ways that lead to it, and which of them carries its packets.
+//!
+//! ```text
+//!                       a better way has answered for its hold
+//!             ┌──────────────────────────────────────────────────────┐
+//!             v                                                      │
+//!   none ── something answers, or fastdp may be assumed ──> chosen ──┘
+//!                                                             │ silent or gone, and another one answers
+//!                                                             │ in proof of the agent at the other end
+//!                                                             └──────────> that one; its hold has doubled
+//! ```
+//!
+//! * **Only answers move packets.** A way is left for one that answers, never for a hope. If nothing answers, the way in
+//!   use stays: an agent that is down leaves its kernel's forwarding behind, and where that is gone too, nothing is lost
+//!   by keeping the route. The one exception is `fastdp` where no way has been chosen: the kernel at the other end needs
+//!   no agent, so it is assumed to work until something shows otherwise.
+//! * **Whose silence?** When an agent dies, all its ways fall silent within moments of each other. So silence demotes a
+//!   way only if another one has answered a probe that was sent [`PROOF`] after the silent one was last heard.
+//! * **A restart changes nothing.** The last way is *held* when this agent starts. It is given up by the same rule.
+//! * **Back to the better one**, once it has answered for its *hold*: a second at first, twice as long each time that it
+//!   has failed in use, so that a way which comes and goes is used ever less often ([`LONGEST_HOLD`]).
+//! * **Encryption is no preference.** Where it is due, `fastdp` is not a candidate and is left at once, for nothing if
+//!   need be.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use weave_proto::PeerName;
+use weave_proto::peer::Features;
+
+use super::health::{Health, Pace, SILENCE};
+use super::pmtu::Pmtu;
+use crate::{Carrier, KnownWay, Method, NoPath, PeerFacts, Via, Way};
+
+/// How long after a way was last heard another one must have been asked whose answer proves that the agent lives: two
+/// probes of the way in use and a little, so that chance does not look like the end of an agent.
+const PROOF: Duration = Duration::from_millis(1000);
+
+/// How many probes of the silent way must be overdue besides, that were sent while another one answered.
+const ASKED: usize = 3;
+
+/// How long a better way must have answered before it is used, if it has never failed.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// The longest hold: a way that fails again and again is tried once a minute or so.
+const LONGEST_HOLD: Duration = Duration::from_secs(64);
+
+/// A way that has answered for so long without falling silent has made up for its failures.
+const FORGIVEN: Duration = Duration::from_secs(300);
+
+/// A way that has not answered for so long is probed as rarely as one that is not needed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which way, whatever carries it to a relay at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Slot {
+    /// A method straight to the peer.
+    Direct(Method),
+    /// By way of this peer.
+    Relay(PeerName),
+}
+
+impl Slot {
+    /// The slot of a way.
+    pub(crate) const fn of(way: Way) -> Self {
+        match way.via {
+            Via::Direct => Self::Direct(way.method),
+            Via::Relay(hop) => Self::Relay(hop),
+        }
+    }
+
+    pub(crate) const fn carrier(self) -> Carrier {
+        match self {
+            Self::Direct(method) => Carrier::Direct(method),
+            Self::Relay(_) => Carrier::Relay,
+        }
+    }
+
+    const FASTDP: Self = Self::Direct(Method::FastDp);
+
+    fn is_sealed(self) -> bool {
+        self != Self::FASTDP
+    }
+}
+
+/// What the doer said of a carrier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Up { largest: u32 },
+    Down { why: String },
+}
+
+/// Why a way is no candidate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    /// This node does not do it.
+    NotHere,
+    /// The peer does not do it.
+    NotThere,
+    /// It is not encrypted, and encryption is due.
+    InClear,
+    /// Nobody knows where the peer is.
+    NoAddress,
+    /// The relay cannot be reached in a sealed way.
+    NoRelay,
+    /// Nothing has been said of what carries it.
+    Untold,
+    /// What carries it does not work.
+    Down(String),
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotHere => "switched off on this node, or its kernel cannot do it",
+            Self::NotThere => "switched off at the peer, or its kernel cannot do it",
+            Self::InClear => "not encrypted, and encryption is due with this peer",
+            Self::NoAddress => "no direct link yet: open UDP 6783 and 6784 between the two nodes",
+            Self::NoRelay => "the relay itself cannot be reached by sleeve or quic",
+            Self::Untold => "not ready yet: no session with the peer",
+            Self::Down(why) => why,
+        })
+    }
+}
+
+/// One way that can be probed.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) way: Way,
+    pub(crate) health: Health,
+    pub(crate) pmtu: Pmtu,
+}
+
+/// Why the present way carries the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// It did before this agent started.
+    Held,
+    /// Nothing is known against it.
+    Assumed,
+    /// It was the best that answered.
+    Answered,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    pub(crate) slot: Slot,
+    pub(crate) way: Way,
+    pub(crate) ground: Ground,
+    /// The size in force when it could last be probed.
+    pub(crate) mtu: Option<u32>,
+}
+
+/// What of the rest of the world concerns one peer.
+pub(crate) struct Sight<'a> {
+    pub(crate) own: Features,
+    pub(crate) due: bool,
+    /// The best sealed way that answers, for each peer that would relay.
+    pub(crate) relays: &'a BTreeMap<PeerName, Method>,
+}
+
+/// See the module's docs.
+#[derive(Debug, Default)]
+pub(crate) struct PeerState {
+    pub(crate) facts: PeerFacts,
+    /// What the peer has said about packets in clear.
+    pub(crate) plain: Option<bool>,
+    pub(crate) carriers: BTreeMap<Carrier, Standing>,
+    pub(crate) ways: BTreeMap<Slot, Live>,
+    pub(crate) chosen: Option<Chosen>,
+    /// Whether this node reaches others through the peer.
+    pub(crate) relaying: bool,
+    /// How often each has been left for its silence.
+    failures: BTreeMap<Slot, u32>,
+    known_mtu: Option<(Slot, u32)>,
+}
+
+impl PeerState {
+    /// A peer of which the last way is known from before.
+    pub(crate) fn restored(known: KnownWay) -> Self {
+        Self {
+            plain: known.plain.then_some(true),
+            chosen: known.way.map(|way| Chosen {
+                slot: Slot::of(way),
+                way,
+                ground: Ground::Held,
+                mtu: known.mtu,
+            }),
+            known_mtu: known.way.map(Slot::of).zip(known.mtu),
+            ..Self::default()
+        }
+    }
+
+    /// Every way that there might be, best first.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        Method::ALL.into_iter().map(Slot::Direct).chain(self.facts.relays.iter().copied().map(Slot::Relay))
+    }
+
+    /// The way of a slot and its upper bound, if it can be probed.
+    pub(crate) fn usable(&self, slot: Slot, sight: &Sight<'_>) -> Result<(Way, u32), Unusable> {
+        let way = self.possible(slot, sight)?;
+        match self.carriers.get(&slot.carrier()) {
+            Some(Standing::Up { largest }) => Ok((way, *largest)),
+            Some(Standing::Down { why }) => Err(Unusable::Down(why.clone())),
+            None => Err(Unusable::Untold),
+        }
+    }
+
+    /// The way of a slot, if it may be used at all, told or not.
+    fn possible(&self, slot: Slot, sight: &Sight<'_>) -> Result<Way, Unusable> {
+        let both = |feature| match (sight.own.has(feature), self.facts.features.has(feature)) {
+            (false, _) => Err(Unusable::NotHere),
+            (true, false) => Err(Unusable::NotThere),
+            (true, true) => Ok(()),
+        };
+        match slot {
+            Slot::Direct(Method::FastDp) => {
+                both(Features::FASTDP)?;
+                if sight.due {
+                    return Err(Unusable::InClear);
+                }
+                self.facts.underlay.ok_or(Unusable::NoAddress)?;
+                Ok(Way::direct(Method::FastDp))
+            }
+            Slot::Direct(Method::Sleeve) => both(Features::SLEEVE).map(|()| Way::direct(Method::Sleeve)),
+            Slot::Direct(Method::Quic) => both(Features::QUIC).map(|()| Way::direct(Method::Quic)),
+            Slot::Relay(hop) => {
+                both(Features::RELAY)?;
+                let method = sight.relays.get(&hop).ok_or(Unusable::NoRelay)?;
+                Ok(Way::relay(*method, hop))
+            }
+        }
+    }
+
+    /// Brings the ways in line with what is possible now.
+    pub(crate) fn refresh(&mut self, sight: &Sight<'_>, now: Instant) {
+        let slots: Vec<Slot> = self.slots().collect();
+        let usable: BTreeMap<Slot, (Way, u32)> =
+            slots.into_iter().filter_map(|slot| Some((slot, self.usable(slot, sight).ok()?))).collect();
+        self.ways.retain(|slot, _| usable.contains_key(slot));
+        for (slot, (way, largest)) in usable {
+            let known = self.known_mtu.filter(|(known, _)| *known == slot).map(|(_, mtu)| mtu);
+            let fresh = || Live { way, health: Health::new(now), pmtu: Pmtu::new(largest, known, now) };
+            let live = self.ways.entry(slot).or_insert_with(fresh);
+            live.way = way;
+            live.pmtu.promise(largest, now);
+        }
+    }
+
+    /// Decides anew which way carries the packets; whether that or its size has changed.
+    pub(crate) fn decide(&mut self, sight: &Sight<'_>, now: Instant) -> bool {
+        let before = self.chosen;
+        for (slot, live) in &mut self.ways {
+            live.health.judge(now);
+            if live.health.run().is_some_and(|(since, _)| now >= since + FORGIVEN) {
+                self.failures.remove(slot);
+            }
+        }
+        // The law, before any preference.
+        if self.chosen.is_some_and(|chosen| !chosen.slot.is_sealed() && sight.due) {
+            self.chosen = None;
+        }
+        match self.chosen {
+            None => self.begin(sight),
+            Some(chosen) => {
+                if let Some(better) = self.better(chosen.slot, now) {
+                    self.choose(better, Ground::Answered);
+                } else if let Some(refuge) = self.refuge(chosen, sight, now) {
+                    *self.failures.entry(chosen.slot).or_default() += 1;
+                    self.choose(refuge, Ground::Answered);
+                }
+            }
+        }
+        self.follow();
+        self.chosen.map(|chosen| (chosen.way, chosen.mtu)) != before.map(|chosen| (chosen.way, chosen.mtu))
+    }
+
+    /// A first way: one that answers, else the kernel's, which may work unseen.
+    fn begin(&mut self, sight: &Sight<'_>) {
+        let answering = self.answering().next();
+        let assumed = || self.possible(Slot::FASTDP, sight).is_ok() && !self.is_refuted(Slot::FASTDP);
+        if let Some(slot) = answering {
+            self.choose(slot, Ground::Answered);
+        } else if assumed() {
+            let way = Way::direct(Method::FastDp);
+            self.chosen = Some(Chosen { slot: Slot::FASTDP, way, ground: Ground::Assumed, mtu: None });
+        }
+    }
+
+    /// Whether what carries it is known not to work.
+    fn is_refuted(&self, slot: Slot) -> bool {
+        matches!(self.carriers.get(&slot.carrier()), Some(Standing::Down { .. }))
+    }
+
+    fn answering(&self) -> impl Iterator<Item = Slot> {
+        self.ways.iter().filter(|(_, live)| live.health.answers()).map(|(&slot, _)| slot)
+    }
+
+    /// A way that is better than the one in use and has answered for its hold.
+    fn better(&self, slot: Slot, now: Instant) -> Option<Slot> {
+        let rank = |slot: Slot| match slot {
+            Slot::Direct(method) => Some(method),
+            Slot::Relay(_) => None,
+        };
+        // Between relays there is no better or worse while both work.
+        let is_better = |other: Slot| match (rank(other), rank(slot)) {
+            (Some(other), Some(used)) => other < used,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        self.answering().find(|&other| is_better(other) && self.held_off(other, now).is_none())
+    }
+
+    /// How long a way that answers must still go on answering before it is used; none if it may be used.
+    pub(crate) fn held_off(&self, slot: Slot, now: Instant) -> Option<Duration> {
+        let (since, count) = self.ways.get(&slot)?.health.run()?;
+        let hold = self.hold(slot);
+        let left = (since + hold).saturating_duration_since(now);
+        if left.is_zero() && count >= 2 { None } else { Some(left.max(Duration::from_millis(1))) }
+    }
+
+    fn hold(&self, slot: Slot) -> Duration {
+        let count = self.failures_of(slot);
+        (HOLD * 2_u32.saturating_pow(count.min(6))).min(LONGEST_HOLD)
+    }
+
+    /// How often a way has failed in use of late.
+    pub(crate) fn failures_of(&self, slot: Slot) -> u32 {
+        self.failures.get(&slot).copied().unwrap_or(0)
+    }
+
+    /// Where to go from a way that is silent or gone: the best that answers, and so proves that the agent lives.
+    fn refuge(&self, chosen: Chosen, sight: &Sight<'_>, now: Instant) -> Option<Slot> {
+        let silent_way = self.ways.get(&chosen.slot);
+        let silent = match (silent_way, chosen.slot.is_sealed()) {
+            (Some(live), _) => live.health.is_silent(),
+            // The kernel's way that nobody probes: known not to work, or not known at all.
+            (None, false) => self.is_refuted(chosen.slot) || self.possible(chosen.slot, sight).is_err(),
+            (None, true) => true,
+        };
+        if !silent {
+            return None;
+        }
+        let heard =
+            silent_way.and_then(|live| live.health.last_heard().or_else(|| Some(live.health.since())));
+        let proves = |other: &Slot| {
+            let Some(live) = self.ways.get(other) else { return false };
+            let alive =
+                heard.is_none_or(|heard| live.health.proof().is_some_and(|proof| proof >= heard + PROOF));
+            // An agent that has only just come back has not had the time to answer on every way.
+            let settled = live.health.run().is_some_and(|(since, _)| {
+                now >= since + SILENCE
+                    && silent_way.is_none_or(|live| live.health.overdue_since(since, now) >= ASKED)
+            });
+            alive && (settled || heard.is_none() || chosen.slot.is_sealed())
+        };
+        self.answering().filter(|other| *other != chosen.slot).find(proves)
+    }
+
+    fn choose(&mut self, slot: Slot, ground: Ground) {
+        let Some(live) = self.ways.get(&slot) else { return };
+        self.chosen = Some(Chosen { slot, way: live.way, ground, mtu: Some(live.pmtu.force()) });
+    }
+
+    /// What the way in use has learned since.
+    fn follow(&mut self) {
+        let Some(chosen) = &mut self.chosen else { return };
+        let Some(live) = self.ways.get(&chosen.slot) else { return };
+        chosen.way = live.way;
+        chosen.mtu = Some(live.pmtu.force());
+        if live.health.answers() {
+            chosen.ground = Ground::Answered;
+        }
+    }
+
+    /// How often a way is to be probed.
+    pub(crate) fn pace(&self, slot: Slot, now: Instant) -> Pace {
+        let long_silent = |live: &Live| {
+            !live.health.answers()
+                && now >= live.health.last_heard().unwrap_or_else(|| live.health.since()) + PATIENCE
+        };
+        // One that carries what this node relays, or relays to others, is in use too.
+        if self.relaying && slot.is_sealed() && matches!(slot, Slot::Direct(_)) {
+            return Pace::Used;
+        }
+        let in_question =
+            self.chosen.is_some_and(|chosen| chosen.slot == slot) && self.answering().next().is_some();
+        if !in_question && self.ways.get(&slot).is_some_and(long_silent) {
+            return Pace::Spare;
+        }
+        let Some(chosen) = self.chosen else { return Pace::Wanted };
+        if slot == chosen.slot {
+            return Pace::Used;
+        }
+        // The kernel's way may work though nobody can probe it.
+        let doubtful = self.ways.get(&chosen.slot).map_or_else(
+            || chosen.slot.is_sealed() || self.is_refuted(chosen.slot),
+            |used| !used.health.answers() || used.health.is_suspect(now),
+        );
+        let other = self.ways.get(&slot);
+        if doubtful && other.is_some_and(|other| other.health.answers()) {
+            Pace::Urgent
+        } else if slot < chosen.slot && matches!(slot, Slot::Direct(_)) || doubtful {
+            Pace::Wanted
+        } else {
+            Pace::Spare
+        }
+    }
+
+    /// Why there is no way.
+    pub(crate) fn no_path(&self, sight: &Sight<'_>) -> NoPath {
+        if self.facts.underlay.is_none() && self.facts.relays.is_empty() {
+            return NoPath::NoDirectLink;
+        }
+        let possible = |slot: Slot| self.possible(slot, sight).is_ok();
+        match (self.ways.is_empty(), self.slots().any(possible), sight.due) {
+            (false, ..) => NoPath::NoAnswer,
+            (true, true, _) => NoPath::NotReady,
+            (true, false, true) => NoPath::NoSealedMethod,
+            (true, false, false) => NoPath::NoCommonMethod,
+        }
+    }
+
+    /// The best sealed way straight to the peer that answers: by it, the peer may relay and be relayed to.
+    pub(crate) fn sealed(&self) -> Option<Method> {
+        self.answering().find_map(|slot| match slot {
+            Slot::Direct(method) if method.is_sealed() => Some(method),
+            Slot::Direct(_) | Slot::Relay(_) => None,
+        })
+    }
+}
