@@ -10,8 +10,8 @@
 //!      | <---- Warning ---------------> |     what the other side cannot see itself
 //! ```
 //!
-//! Everything but [`Directed`] and [`Routed`] is *state*: it may be lost, repeated and reordered, and merging it twice is
-//! harmless.
+//! Everything but [`Directed`] and [`Routed`] is *state*: it may be lost, repeated and reordered, and merging it
+//! twice is harmless.
 
 pub mod ipam;
 pub mod topology;
