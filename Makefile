@@ -44,9 +44,9 @@ demo-clean: ## remove what KEEP=1 left up
 	@cargo build $(LOCKED) --workspace --bins
 	@target/debug/demo --clean
 
-test: tools test-unit test-netns ## every test: unit, property, documentation, namespaces (root)
+test: test-unit test-netns ## every test: unit, property, documentation, namespaces (root)
 
-test-unit: ## the tests that need no namespaces
+test-unit: tools ## the tests that need no namespaces
 	cargo build $(LOCKED) --workspace --bins --tests
 ifdef HAVE_NEXTEST
 	cargo nextest run $(LOCKED) --workspace
@@ -57,7 +57,7 @@ endif
 
 ONLY ?=
 
-test-netns: ## the namespace tests, one after the other (root)
+test-netns: tools ## the namespace tests, one after the other (root)
 	cargo build $(LOCKED) --workspace --bins --tests
 ifdef HAVE_NEXTEST
 	cargo nextest run $(LOCKED) --workspace --profile netns $(ONLY)
