@@ -388,7 +388,26 @@ pub fn ps(status: &Status, wanted: &[String]) -> String {
         let pod = allocations.iter().find_map(|allocation| allocation.pod.clone()).unwrap_or_default();
         table.row([short, mac, addresses.join(" "), pod]);
     }
+    for lost in status.ipam.iter().flat_map(|ipam| &ipam.lost).filter(|lost| is_wanted(lost, wanted)) {
+        let short: String = lost.container.chars().take(12).collect();
+        let pod = lost.pod.clone().unwrap_or_default();
+        let address = with_prefix(status, lost.address);
+        table.row([
+            short,
+            lost.mac.clone().unwrap_or_else(|| "-".to_owned()),
+            address,
+            format!("{pod} (lost: cut off, restart it)"),
+        ]);
+    }
     table.to_string()
+}
+
+fn is_wanted(allocation: &AllocationStatus, wanted: &[String]) -> bool {
+    wanted.is_empty()
+        || wanted.iter().any(|wanted| {
+            !wanted.is_empty() && allocation.container.starts_with(wanted.as_str())
+                || allocation.pod.as_deref() == Some(wanted.as_str())
+        })
 }
 
 /// An address as Weave wrote it: with the prefix length of the range that it comes from.
@@ -406,18 +425,11 @@ const EXPOSE: &str = "weave:expose";
 /// Allocations by container, the node's own first, then by id; those that [`ps`] wants.
 #[must_use]
 pub fn containers<'a>(status: &'a Status, wanted: &[String]) -> Vec<(&'a str, Vec<&'a AllocationStatus>)> {
-    let is_wanted = |allocation: &AllocationStatus| {
-        wanted.is_empty()
-            || wanted.iter().any(|wanted| {
-                !wanted.is_empty() && allocation.container.starts_with(wanted.as_str())
-                    || allocation.pod.as_deref() == Some(wanted.as_str())
-            })
-    };
     let mut allocations: Vec<_> = status
         .ipam
         .iter()
         .flat_map(|ipam| &ipam.allocations)
-        .filter(|allocation| is_wanted(allocation))
+        .filter(|allocation| is_wanted(allocation, wanted))
         .collect();
     allocations.sort_by_key(|it| (it.container != EXPOSE, &it.container, &it.interface));
     allocations

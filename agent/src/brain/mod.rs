@@ -218,6 +218,7 @@ impl Brain {
                 log::lost(&allocations);
                 return None;
             }
+            Output::Rejoin => Effect::Rejoin,
             Output::Notify(notice) => {
                 log::notice(&notice);
                 // What is worth a line in the log is seen in the status.

@@ -30,6 +30,8 @@ pub enum Effect {
     Close(LinkId, Refusal),
     /// Make the kernel so.
     Publish(NodeView),
+    /// End, and start again as a new peer.
+    Rejoin,
     /// Answer a caller.
     Reply(Caller, Box<Result<Answer, RequestError>>),
     /// Tell a caller that everything before this is durable.
@@ -48,6 +50,8 @@ pub struct Doers {
     pub view: watch::Sender<Option<NodeView>>,
     /// The port of targets that name none.
     pub port: u16,
+    /// Has the agent end and start again.
+    pub rejoin: mpsc::Sender<()>,
     /// Back to the brain, for names that were looked up.
     pub inputs: mpsc::Sender<Input>,
 }
@@ -120,6 +124,8 @@ impl Doers {
             Effect::Publish(view) => {
                 self.view.send_replace(Some(view));
             }
+            // A full queue means that it has been asked already.
+            Effect::Rejoin => drop(self.rejoin.try_send(())),
             // A caller that has gone away does not want its answer; the brain takes the request back.
             Effect::Reply(caller, result) => drop(caller.send(*result)),
             Effect::Tell(done) => drop(done.send(())),

@@ -72,10 +72,15 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         self.records.remove(key).map_err(|error| {
             Refusal::new(ErrorCode::Io, format!("cannot remove the record of {key}: {error}"))
         })?;
-        // The agent's own addresses are no container's to free.
-        if let Some(allocation) = allocation.filter(|_| !key.is_reserved()) {
-            self.addresses.free(key.clone(), Some(allocation.generation)).await?;
-            tracing::info!(container = %key, address = %allocation.address, "ipalloc: address freed");
+        match allocation {
+            // The agent's own addresses are no container's to free.
+            _ if key.is_reserved() => {}
+            Some(allocation) => {
+                self.addresses.free(key.clone(), Some(allocation.generation)).await?;
+                tracing::info!(container = %key, address = %allocation.address, "ipalloc: address freed");
+            }
+            // The container may be known for an address that this node has lost.
+            None => self.addresses.free(key.clone(), None).await?,
         }
         Ok(())
     }

@@ -147,6 +147,7 @@ mod tests {
             shares: Vec::new(),
             entries: Vec::new(),
             allocations: Vec::new(),
+            lost: Vec::new(),
             quarantined: 0,
             pending: Vec::new(),
             refused: Vec::new(),

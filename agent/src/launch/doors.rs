@@ -43,7 +43,8 @@ impl AddressDoor {
                 RequestError::NotReady { .. }
                 | RequestError::NoSpace { .. }
                 | RequestError::TimedOut { .. }
-                | RequestError::IdentityHeldTwice(_),
+                | RequestError::IdentityHeldTwice(_)
+                | RequestError::Removed { .. },
             )
             | AskError::Ending => AddressError::Later(error.to_string()),
             AskError::Refused(_) => AddressError::Failed(error.to_string()),

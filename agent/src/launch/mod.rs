@@ -71,15 +71,17 @@ impl cli::Doers for ThisMachine {
     }
 }
 
-/// Sets the store of a removed peer aside and starts this program over, in the same process: all tasks, sockets and
-/// locks of the former life are gone by then.
+/// Starts this program over as another peer, in the same process: all tasks, sockets and locks of the former life are
+/// gone by then.
 fn begin_anew(data_dir: &Path) -> Result<()> {
     use std::os::unix::process::CommandExt;
-    let former = Store::set_aside(data_dir)?;
-    tracing::warn!(
-        "This peer begins anew under another name; the store of the former one is kept in {}",
-        former.display()
-    );
+    match Store::set_aside(data_dir)? {
+        Some(former) => tracing::warn!(
+            "This peer begins anew under another name; the store of the former one is kept in {}",
+            former.display()
+        ),
+        None => tracing::warn!("This peer begins anew under another name"),
+    }
     let program = std::env::current_exe().context("cannot find this program to start it again")?;
     Err(std::process::Command::new(program).args(std::env::args_os().skip(1)).exec())
         .context("cannot start this program again")
@@ -123,6 +125,7 @@ impl Signals {
 struct Agent {
     tasks: task::Group<Ended>,
     stop: mpsc::Receiver<()>,
+    rejoin: mpsc::Receiver<()>,
     goodbye: watch::Sender<bool>,
 }
 
@@ -177,6 +180,7 @@ impl Agent {
             _ = self.stop.recv() => {
                 tracing::info!("Told to end by `weave reset`, which takes down the network of this node's pods next");
             }
+            Some(()) = self.rejoin.recv() => bail!(RemovedForGood),
             ended = self.tasks.next() => {
                 let Some(Ended { room, result }) = ended else { bail!("a room died; see the log above") };
                 return result.with_context(|| format!("{room} cannot go on"));

@@ -43,6 +43,7 @@ const PEER_EVENTS: usize = 256;
 /// The ends of the channels while the rooms are being started.
 pub(super) struct Wiring {
     pub(super) agent: Agent,
+    rejoin: mpsc::Sender<()>,
     identity: Identity,
     port: u16,
     router: Option<Router>,
@@ -78,13 +79,15 @@ impl Wiring {
 
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let (stop_sender, stop) = mpsc::channel(1);
+        let (rejoin_sender, rejoin) = mpsc::channel(1);
         let (goodbye_sender, goodbye) = watch::channel(false);
         let (node_status, node) = watch::channel(NodeStatus::default());
         let (notes, noted) = watch::channel(BTreeMap::new());
         let base = first_status(settings, &identity);
         let (publisher, status) = snapshot::Publisher::new(base, fixed(settings, secrets), node, noted);
         Ok(Self {
-            agent: Agent { tasks: task::Group::new("agent"), stop, goodbye: goodbye_sender },
+            agent: Agent { tasks: task::Group::new("agent"), stop, rejoin, goodbye: goodbye_sender },
+            rejoin: rejoin_sender,
             identity,
             port: settings.mesh.port.get(),
             router: Some(router),
@@ -169,6 +172,7 @@ impl Wiring {
             hello: self.hello.clone(),
             view: self.views.clone(),
             port: self.port,
+            rejoin: self.rejoin.clone(),
             inputs: self.inputs.clone(),
         };
         let goodbye = self.goodbye.clone();
@@ -238,6 +242,8 @@ impl Wiring {
     /// Starts what the agent does for its cluster, and has those who have looked on since the start see the new
     /// status.
     pub(super) fn spawn_cluster(&mut self, settings: &Settings, joined: Joined) {
+        // Whoever attends to the cluster tells it of this peer's removal before the agent ends.
+        self.agent.rejoin = mpsc::channel(1).1;
         let Joined { cluster, founding, given, front, mut watching } = joined;
         let mut status = self.status.clone();
         self.spawn("the servers for those who look on", async move {

@@ -102,6 +102,7 @@ fn ipam_status() -> IpamStatus {
             allocation("a1b2c3d4e5f60123456789", "10.32.0.2", Some("8e:10:00:00:00:02"), None),
             allocation("weave:expose", "10.32.0.1", None, None),
         ],
+        lost: vec![],
         quarantined: 2,
         pending: vec![],
         refused: vec![],
@@ -256,6 +257,20 @@ fn what_the_allocator_waits_for_stands_in_the_summary_and_in_its_own_view() {
         "{summary}"
     );
     assert_eq!(text(&status, View::Ipam), "awaiting consensus (quorum: 2, known: 1)\n");
+}
+
+#[test]
+fn a_container_with_a_lost_address_is_listed_as_such() {
+    let mut status = sample();
+    status.ipam.as_mut().unwrap().lost =
+        vec![allocation("3333aaaa5555cccc", "10.32.0.77", None, Some("default/web"))];
+    let lines = ps(&status, &[]);
+    let line = lines.lines().last().unwrap();
+    assert!(
+        line.contains("10.32.0.77/12") && line.contains("default/web (lost: cut off, restart it)"),
+        "{line}"
+    );
+    assert_eq!(ps(&status, &["default/web".to_owned()]).lines().count(), 1);
 }
 
 #[test]

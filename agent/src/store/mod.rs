@@ -16,6 +16,7 @@
 //! | `identity` | `self` | seed, uid, machine | who this peer is and how often it has started |
 //! | `ipam` | `state`, `generation` | | what this peer knows and has promised about ownership |
 //! | `allocations` | container, NUL, interface | | addresses given out, with their ports |
+//! | `lost` | as `allocations` | | addresses that are another peer's now, while containers hold them |
 //! | `freed` | the address | | addresses in quarantine |
 //! | `targets` | `all` | list of texts | whom people want to be reached |
 //! | `peers` | the name | | last known facts of other peers |
@@ -58,6 +59,7 @@ enum Table {
     Identity,
     Ipam,
     Allocations,
+    Lost,
     Freed,
     Targets,
     Peers,
@@ -71,6 +73,7 @@ impl Table {
             Self::Identity => "identity",
             Self::Ipam => "ipam",
             Self::Allocations => "allocations",
+            Self::Lost => "lost",
             Self::Freed => "freed",
             Self::Targets => "targets",
             Self::Peers => "peers",
@@ -197,17 +200,22 @@ impl Store {
         op::start(store, found, machine, None)
     }
 
-    /// Sets the store in `data_dir` aside, so that the next start is that of another peer. Returns where it is kept.
+    /// Sees to it that the next start with `data_dir` is that of another peer. A store that knows of its peer's removal
+    /// stays, for it knows what the new peer needs; any other is set aside. Returns where.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn set_aside(data_dir: &Path) -> Result<PathBuf, StoreError> {
+    pub fn set_aside(data_dir: &Path) -> Result<Option<PathBuf>, StoreError> {
         let store = Self::whole(data_dir.join(FILE_NAME), file::lock(data_dir)?)?;
-        let name = match op::load(&store)?.identity {
-            Some(identity) => Identity::from_seed(identity.seed()?, identity.uid())?.name().to_string(),
-            None => "nobody".to_owned(),
+        let found = op::load(&store)?;
+        let name = match &found.identity {
+            Some(identity) => Identity::from_seed(identity.seed()?, identity.uid())?.name(),
+            None => return store.moved_aside("nobody").map(Some),
         };
-        store.moved_aside(&name)
+        if op::is_removed(name, &found.ipam) {
+            return Ok(None);
+        }
+        store.moved_aside(&name.to_string()).map(Some)
     }
 
     /// A store without a file, for tests. It starts empty and ends with the value.

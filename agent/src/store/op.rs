@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use weave_ipam::Restored;
 use weave_overlay::KnownWay;
 use weave_proto::local::cni::AttachmentKey;
+use weave_proto::peer::ipam::{IpamPhase, Removal};
 use weave_proto::{PeerName, PeerUid};
 use weave_router::StoreOp;
 use weave_topology::{KnownPeer, Target};
@@ -39,7 +40,7 @@ pub struct Loaded {
 /// The rows, read.
 pub(super) struct Found {
     pub(super) identity: Option<IdentityRow>,
-    ipam: Restored,
+    pub(super) ipam: Restored,
     targets: Option<Vec<Target>>,
     peers: Vec<KnownPeer>,
     ways: Vec<KnownWay>,
@@ -77,6 +78,7 @@ pub(super) fn load(store: &Store) -> Result<Found, StoreError> {
         ipam: Restored {
             state: one(store, Table::Ipam, STATE)?,
             allocations: every(store, Table::Allocations)?,
+            lost: every(store, Table::Lost)?,
             freed: every(store, Table::Freed)?,
             generation: one(store, Table::Ipam, GENERATION)?.unwrap_or(0),
         },
@@ -96,7 +98,8 @@ pub(super) fn start(
     let (identity, machine) = match found.identity {
         Some(row) => {
             let uid = PeerUid(row.uid.saturating_add(1));
-            (Identity::from_seed(row.seed()?, uid)?, machine.clone().or(row.machine))
+            let known = Identity::from_seed(row.seed()?, uid)?;
+            (successor(known, &found.ipam)?, machine.clone().or(row.machine))
         }
         None => (Identity::generate(PeerUid(1))?, machine.clone()),
     };
@@ -124,6 +127,31 @@ pub(super) fn start(
     Ok((store, Loaded { identity, replaced, ipam, targets, peers, ways }))
 }
 
+/// The peer itself, or if the mesh has removed it for good, the new peer that takes its place on this node. It knows what
+/// the old one knew, so that it cannot found another universe, and owns nothing.
+fn successor(known: Identity, ipam: &Restored) -> Result<Identity, IdentityError> {
+    if !is_removed(known.name(), ipam) {
+        return Ok(known);
+    }
+    let new = Identity::generate(PeerUid(1))?;
+    tracing::warn!(
+        old = %known.name(),
+        new = %new.name(),
+        "this peer was removed from the mesh for good: this node joins again as a new peer"
+    );
+    Ok(new)
+}
+
+/// Whether the mesh has removed this peer for good, as far as its own store knows.
+pub(super) fn is_removed(name: PeerName, ipam: &Restored) -> bool {
+    match ipam.state.as_ref().map(|state| &state.phase) {
+        Some(IpamPhase::Founded(founded)) => {
+            matches!(founded.removals.get(&name), Some(Removal::Decided { .. }))
+        }
+        Some(IpamPhase::Electing(_)) | None => false,
+    }
+}
+
 /// The rows that an operation changes.
 pub(super) fn changes(op: StoreOp) -> Result<Vec<Change>, StoreError> {
     match op {
@@ -149,6 +177,10 @@ fn ipam_change(op: weave_ipam::StoreOp) -> Result<Change, StoreError> {
             put(Table::Allocations, &attachment(&allocation.key), &allocation, "an allocation")
         }
         Op::DeleteAllocation(key) => Ok(delete(Table::Allocations, &attachment(&key))),
+        Op::PutLost(allocation) => {
+            put(Table::Lost, &attachment(&allocation.key), &allocation, "a lost address")
+        }
+        Op::DeleteLost(key) => Ok(delete(Table::Lost, &attachment(&key))),
         Op::PutFreed(freed) => put(Table::Freed, &freed_key(freed.address), &freed, "a freed address"),
         Op::DeleteFreed(address) => Ok(delete(Table::Freed, &freed_key(address))),
     }

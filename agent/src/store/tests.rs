@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use weave_ipam::{Allocation, Freed};
 use weave_proto::local::cni::{AttachmentKey, PodPort};
 use weave_proto::peer::Features;
-use weave_proto::peer::ipam::{IpamPhase, IpamState};
+use weave_proto::peer::ipam::{Founded, Founding, IpamPhase, IpamState, Removal};
 use weave_proto::{Nickname, PeerKey, PeerName, PeerUid};
 use weave_topology::KnownPeer;
 
@@ -163,6 +163,35 @@ fn a_store_that_was_copied_to_another_machine_is_set_aside_for_a_new_identity() 
     assert_eq!(aside.len(), 1, "{aside:?}");
     std::fs::rename(&aside[0], dir.path().join(FILE_NAME)).unwrap();
     assert_holds_everything(&open(&dir).1);
+}
+
+#[test]
+fn a_peer_that_its_own_store_knows_to_be_removed_is_another_peer_at_its_next_start_and_knows_what_it_knew() {
+    let dir = TempDir::new().unwrap();
+    let (store, old) = open(&dir);
+    let removals =
+        [(old.identity.name(), Removal::Decided { heir: PeerName::from_bits([2, 0, 0, 0, 0, 7]) })].into();
+    store
+        .commit(vec![StoreOp::Ipam(weave_ipam::StoreOp::PutState(Box::new(IpamState {
+            universe: "10.32.0.0/12".parse().unwrap(),
+            phase: IpamPhase::Founded(Box::new(Founded {
+                founding: Founding { founders: [PeerName::from_bits([2, 0, 0, 0, 0, 7])].into(), nonce: 1 },
+                ring: Vec::new(),
+                removals,
+            })),
+        })))])
+        .unwrap();
+    drop(store);
+    assert_eq!(Store::set_aside(dir.path()).unwrap(), None);
+
+    let (store, new) = open(&dir);
+    assert_ne!(new.identity.key(), old.identity.key());
+    assert_eq!((new.identity.uid(), new.replaced), (PeerUid(1), None));
+    assert!(matches!(new.ipam.state.unwrap().phase, IpamPhase::Founded(_)));
+    drop(store);
+    let (store, again) = open(&dir);
+    drop(store);
+    assert_eq!((again.identity.key(), again.identity.uid()), (new.identity.key(), PeerUid(2)));
 }
 
 #[test]

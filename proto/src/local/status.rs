@@ -297,6 +297,9 @@ pub struct IpamStatus {
     pub entries: Vec<RingEntryStatus>,
     /// Addresses given out on this node.
     pub allocations: Vec<AllocationStatus>,
+    /// Containers of this node that hold an address which is another peer's now, and are cut off.
+    #[serde(default)]
+    pub lost: Vec<AllocationStatus>,
     /// Addresses freed a short while ago and not given out again yet.
     pub quarantined: u64,
     /// Requests waiting, and for what. One that wants a certain address begins with [`CLAIM`].

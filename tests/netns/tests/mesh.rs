@@ -241,6 +241,50 @@ fn a_living_peer_is_not_removed() {
 }
 
 #[test]
+fn a_removed_peer_that_returns_cuts_off_pods_with_lost_addresses_and_joins_as_a_new_peer_by_itself() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh(&["a", "b", "c"])?;
+        let (near, returned) = (hosts[0].pod("near")?, &hosts[2]);
+        let lost = returned.pod("lost")?;
+        let _server = near.serve()?;
+        eventually(PATIENCE, "the pods talk", || probe::reach(lost.ns(), near.service(), "near"))?;
+        let before = returned.status(&[])?;
+        returned.kill_agent()?;
+        let name = before["name"].as_str().unwrap_or_default().to_owned();
+        eventually(PATIENCE, "the silent peer may be removed", || hosts[0].weave(&["rmpeer", &name]))?;
+        returned.relaunch()?;
+        eventually(PATIENCE, "it is another peer, with another address of its own", || {
+            let status = returned.status(&[])?;
+            ensure!(status["name"] != before["name"], "it is {name} still");
+            ensure!(status["node"]["address"].is_string(), "no address yet");
+            ensure!(status["node"]["address"] != before["node"]["address"], "it kept its address");
+            Ok(())
+        })?;
+        returned.wait_ready()?;
+        ensure!(probe::reach(lost.ns(), near.service(), "near").is_err(), "a lost address is still in use");
+        let shown = returned.weave(&["ps"])?;
+        ensure!(shown.contains(&lost.address().to_string()) && shown.contains("lost"), "not shown: {shown}");
+        let warned = returned.weave(&["status"])?;
+        ensure!(warned.contains("cut off") && warned.contains(&lost.address().to_string()), "{warned}");
+        let fresh = returned.pod("fresh")?;
+        eventually(PATIENCE, "a new pod is part of the network", || {
+            probe::reach(fresh.ns(), near.service(), "near")
+        })?;
+        lost.detach(returned)?;
+        eventually(PATIENCE, "a pod that is gone is forgotten", || {
+            let shown = returned.weave(&["ps"])?;
+            ensure!(!shown.contains("lost"), "{shown}");
+            Ok(())
+        })?;
+        returned.stop_agent()?;
+        returned.relaunch()?;
+        returned.wait_ready()?;
+        ensure!(returned.status(&[])?["name"] != before["name"], "it went back to {name}");
+        one_universe(&[&hosts[0], &hosts[1], returned])
+    });
+}
+
+#[test]
 fn a_range_that_overlaps_a_route_of_the_host_is_refused_by_name() {
     run_in_lab(|lab| {
         let host = lab.host("one")?;

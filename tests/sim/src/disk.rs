@@ -18,6 +18,7 @@ pub struct Disk {
     pub starts: u64,
     state: Option<IpamState>,
     allocations: BTreeMap<AttachmentKey, Allocation>,
+    lost: BTreeMap<AttachmentKey, Allocation>,
     freed: BTreeMap<IpAddr, Freed>,
     generation: u64,
     /// The targets given by people, if they were changed.
@@ -53,6 +54,12 @@ impl Disk {
             Op::DeleteAllocation(key) => {
                 self.allocations.remove(&key);
             }
+            Op::PutLost(allocation) => {
+                self.lost.insert(allocation.key.clone(), allocation);
+            }
+            Op::DeleteLost(key) => {
+                self.lost.remove(&key);
+            }
             Op::PutFreed(freed) => {
                 self.freed.insert(freed.address, freed);
             }
@@ -69,6 +76,7 @@ impl Disk {
         Restored {
             state: self.state.clone(),
             allocations: self.allocations.values().cloned().collect(),
+            lost: self.lost.values().cloned().collect(),
             freed: self.freed.values().copied().collect(),
             generation: self.generation,
         }

@@ -50,6 +50,8 @@ pub struct Restored {
     pub state: Option<IpamState>,
     /// Every allocation put and not deleted.
     pub allocations: Vec<Allocation>,
+    /// Every lost allocation put and not deleted.
+    pub lost: Vec<Allocation>,
     /// Every freed address put and not deleted.
     pub freed: Vec<Freed>,
     /// The last [`StoreOp::PutGeneration`]; zero if there was none.
@@ -224,8 +226,8 @@ pub enum RequestError {
     OwnsNothing(PeerName),
     /// This peer has been removed by the others.
     #[error(
-        "this peer was removed from the mesh for good and {heir} has its addresses: `weave reset`, then launch it \
-         again to join as a new peer"
+        "this peer was removed from the mesh for good, and {heir} has its addresses: it joins again as a new peer in a \
+         moment"
     )]
     Removed {
         /// Who inherited.
@@ -302,6 +304,10 @@ pub enum StoreOp {
     PutAllocation(Allocation),
     /// The key has no allocation.
     DeleteAllocation(AttachmentKey),
+    /// The key's container holds an address that is another peer's now. Replaces what was put before.
+    PutLost(Allocation),
+    /// The key's container does not hold a lost address any more.
+    DeleteLost(AttachmentKey),
     /// Replaces the address's record, if it has one.
     PutFreed(Freed),
     /// The address is not remembered as freed.

@@ -19,6 +19,8 @@ pub(crate) struct Book {
     space: Space,
     by_key: BTreeMap<AttachmentKey, Allocation>,
     by_address: BTreeMap<IpAddr, AttachmentKey>,
+    /// Who holds an address that is another peer's now, until the container is gone.
+    lost: BTreeMap<AttachmentKey, Allocation>,
     generation: u64,
     changes: Vec<StoreOp>,
 }
@@ -31,6 +33,7 @@ impl Book {
             space: Space::new(universe),
             by_key: BTreeMap::new(),
             by_address: BTreeMap::new(),
+            lost: BTreeMap::new(),
             generation: 0,
             changes: Vec::new(),
         }
@@ -65,6 +68,16 @@ impl Book {
             }
         }
         Ok(())
+    }
+
+    /// Containers that held lost addresses when the store was last written.
+    pub(crate) fn restore_lost(&mut self, lost: Vec<Allocation>) {
+        self.lost.extend(lost.into_iter().map(|allocation| (allocation.key.clone(), allocation)));
+    }
+
+    /// The containers that hold lost addresses.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = &Allocation> {
+        self.lost.values()
     }
 
     /// Numbers given so far are not given again.
@@ -107,6 +120,8 @@ impl Book {
         if self.space.rests(address) {
             self.changes.push(StoreOp::DeleteFreed(address));
         }
+        let holds_lost = |lost: &Allocation| lost.key == allocation.key;
+        self.forget_lost(holds_lost);
         self.changes.push(StoreOp::PutAllocation(allocation.clone()));
         self.enter(allocation.clone());
         allocation
@@ -127,6 +142,7 @@ impl Book {
 
     /// Frees every allocation that is `meant`; its address begins to rest.
     pub(crate) fn free(&mut self, meant: impl Fn(&Allocation) -> bool, now: Instant) -> Vec<Allocation> {
+        self.forget_lost(&meant);
         let freed: Vec<Allocation> =
             self.by_key.values().filter(|allocation| meant(allocation)).cloned().collect();
         for allocation in &freed {
@@ -147,7 +163,21 @@ impl Book {
         self.changes.extend(forgotten.into_iter().map(StoreOp::DeleteFreed));
         let lost: Vec<IpAddr> =
             self.by_address.keys().copied().filter(|address| !self.space.owns(*address)).collect();
-        self.free(|allocation| lost.contains(&allocation.address), now)
+        let gone = self.free(|allocation| lost.contains(&allocation.address), now);
+        for allocation in gone.iter().filter(|allocation| !is_reserved(&allocation.key)) {
+            self.lost.insert(allocation.key.clone(), allocation.clone());
+            self.changes.push(StoreOp::PutLost(allocation.clone()));
+        }
+        gone
+    }
+
+    fn forget_lost(&mut self, meant: impl Fn(&Allocation) -> bool) {
+        let gone: Vec<_> =
+            self.lost.values().filter(|lost| meant(lost)).map(|lost| lost.key.clone()).collect();
+        for key in gone {
+            self.lost.remove(&key);
+            self.changes.push(StoreOp::DeleteLost(key));
+        }
     }
 
     /// `block` is about to be given away: what rests in it is forgotten.

@@ -116,6 +116,7 @@ impl Ipam {
         };
         ipam.digest = hash::digest(&ipam.state());
         ipam.book.skip_generations(restored.generation);
+        ipam.book.restore_lost(restored.lost);
         ipam.book.restore(ipam.own_ranges(), restored.allocations, restored.freed, now)?;
         let given = match &ipam.config.mode {
             Mode::Seed(founders) => Some(Founding { founders: founders.clone(), nonce: 0 }),
@@ -181,6 +182,11 @@ impl Ipam {
     /// Every address this peer has given out, in the order of keys.
     pub fn allocations(&self) -> impl ExactSizeIterator<Item = &Allocation> {
         self.book.allocations()
+    }
+
+    /// Every container of this node that still holds an address which is another peer's now: to be kept off the network.
+    pub fn lost(&self) -> impl Iterator<Item = &Allocation> {
+        self.book.lost()
     }
 
     /// The name of the universe, once there is one.

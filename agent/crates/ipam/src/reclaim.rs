@@ -14,8 +14,8 @@
 //! * **A living peer** is not removed by accident: a mark without force is withdrawn when its peer is seen, and
 //!   nobody acknowledges the removal of a peer it can reach.
 //! * **A removed peer that returns** finds its tombstone in the first state it hears, gives up its ranges, and
-//!   reports the allocations it has lost. It was removed as the peer it was, for ever: it joins again under a new
-//!   name.
+//!   reports the allocations it has lost. It was removed as the peer it was, for ever: its agent starts again as a new
+//!   peer, which knows the ring and owns nothing of it.
 //! * **What it gave away unseen**, to a peer that no voter could hear either, comes to the heir all the same: the
 //!   heir's era overrides it. When the two sides meet, the peer that was given it gives it up and reports what it
 //!   has lost. This is what is left of the risk of declaring a peer dead in a mesh that is cut in two; a gift that

@@ -30,6 +30,7 @@ impl Ipam {
             shares: self.share_statuses(),
             entries: self.entry_statuses(),
             allocations: self.allocations().map(allocation_status).collect(),
+            lost: self.lost().map(allocation_status).collect(),
             quarantined: self.space().quarantined(now) as u64,
             pending: self.waiting().map(|waiting| self.pending_line(waiting)).collect(),
             refused: self.refusals().lines(),

@@ -109,6 +109,8 @@ pub enum Output {
     },
     /// These pods hold addresses that this peer has lost for good: cut them off, and tell the operator.
     Lost(Vec<weave_ipam::Allocation>),
+    /// This peer was removed from the mesh for good, which is durable: end, and start again as a new peer.
+    Rejoin,
     /// Tell the operator, in the log.
     Notify(Notice),
 }
@@ -147,6 +149,8 @@ pub struct Router {
     reachable: BTreeMap<PeerName, PeerFacts>,
     /// Whose removal has been carried out here.
     pub(crate) removed: BTreeSet<PeerName>,
+    /// Whether this peer itself is to start again as another.
+    ends: bool,
     /// Messages of peers that were not believed, by reason.
     pub(crate) refused: BTreeMap<String, u64>,
     /// Established links that have ended.
@@ -190,6 +194,7 @@ impl Router {
             own: OwnFacts::default(),
             reachable: BTreeMap::new(),
             removed: BTreeSet::new(),
+            ends: false,
             refused: BTreeMap::new(),
             terminations: 0,
         };
@@ -385,6 +390,10 @@ impl Router {
             }
         }
         self.publish(now);
+        if self.ipam.removed().is_some() && !self.ends {
+            self.ends = true;
+            self.outputs.push_back(Output::Rejoin);
+        }
     }
 
     /// Tells each room what has changed in another; whether anything had.

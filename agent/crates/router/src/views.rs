@@ -173,8 +173,8 @@ impl Router {
             .or_else(|| known().map(|known| known.nickname.clone()))
     }
 
-    /// What an operator should know of the list of seeds: it is believed without asking anybody, so a wrong one is
-    /// noticed by nobody else.
+    /// What an operator should know and change: containers with lost addresses, and a list of seeds that cannot be right,
+    /// which is believed without asking anybody, so that nobody else notices.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -184,6 +184,14 @@ impl Router {
                  give it: if it belongs there, put it into the list on every peer, after `weave reset` on each; if \
                  not, launch it with --ipalloc-init observer",
                 self.me
+            ));
+        }
+        let lost: Vec<_> = self.ipam.lost().map(|lost| format!("{} ({})", lost.key, lost.address)).collect();
+        if !lost.is_empty() {
+            warnings.push(format!(
+                "containers of this node hold addresses that are another peer's now, since this node was removed from the \
+                 mesh, and are cut off: restart {}",
+                lost.join(", ")
             ));
         }
         let ranges = self.ipam.ranges();

@@ -180,7 +180,8 @@ impl World {
                     self.answers.push_back((at, key, result));
                 }
             }
-            Output::Resolve(_)
+            Output::Rejoin
+            | Output::Resolve(_)
             | Output::Publish(_)
             | Output::Probe(_)
             | Output::Offer { .. }

@@ -96,6 +96,34 @@ fn a_range_that_is_lost_takes_its_allocations_along() {
 }
 
 #[test]
+fn who_holds_a_lost_address_is_remembered_until_the_container_is_gone_or_has_another() {
+    let (mut book, now) = (book(), start());
+    for (container, address) in [("pod", "10.0.0.5"), ("other", "10.0.0.6"), ("weave:expose", "10.0.0.7")] {
+        book.allocate(key(container), addr(address), None);
+    }
+    assert_eq!(book.set_own(Vec::new(), now).len(), 3);
+    let lost = |book: &Book| book.lost().map(|lost| lost.key.container.clone()).collect::<Vec<_>>();
+    assert_eq!(lost(&book), ["other", "pod"]);
+    let kept = book.lost().cloned().collect::<Vec<_>>();
+    let changes = book.take_changes();
+    assert!(kept.iter().all(|lost| changes.contains(&StoreOp::PutLost(lost.clone()))), "{changes:?}");
+
+    let mut after = Book::new(range());
+    after.restore_lost(kept);
+    after.set_own(vec![range().into()], now);
+    assert!(
+        after.free(|allocation| allocation.key == key("pod"), now).is_empty(),
+        "its address is not ours to free"
+    );
+    after.allocate(key("other"), addr("10.0.0.9"), None);
+    assert!(lost(&after).is_empty());
+    let changes = after.take_changes();
+    for container in ["pod", "other"] {
+        assert!(changes.contains(&StoreOp::DeleteLost(key(container))), "{changes:?}");
+    }
+}
+
+#[test]
 fn the_agents_own_keys_are_told_by_their_colon() {
     assert!(is_reserved(&AttachmentKey::expose()));
     assert!(!is_reserved(&key("weave")));

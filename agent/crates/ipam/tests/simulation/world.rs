@@ -41,6 +41,7 @@ impl Weather {
 pub(crate) struct Disk {
     pub(crate) state: Option<IpamState>,
     pub(crate) allocations: BTreeMap<AttachmentKey, Allocation>,
+    lost: BTreeMap<AttachmentKey, Allocation>,
     freed: BTreeMap<IpAddr, Freed>,
     generation: u64,
 }
@@ -386,6 +387,7 @@ impl Disk {
         Restored {
             state: self.state.clone(),
             allocations: self.allocations.values().cloned().collect(),
+            lost: self.lost.values().cloned().collect(),
             freed: self.freed.values().copied().collect(),
             generation: self.generation,
         }
@@ -399,6 +401,12 @@ impl Disk {
             }
             StoreOp::DeleteAllocation(key) => {
                 self.allocations.remove(&key);
+            }
+            StoreOp::PutLost(allocation) => {
+                self.lost.insert(allocation.key.clone(), allocation);
+            }
+            StoreOp::DeleteLost(key) => {
+                self.lost.remove(&key);
             }
             StoreOp::PutFreed(freed) => {
                 self.freed.insert(freed.address, freed);
