@@ -1,6 +1,7 @@
 //! The simulated network and the peers on it.
 
 mod run;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,11 +11,12 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use weave_ipam::{Answer, Mode, Request, RequestError, RequestId};
+use weave_overlay::{Method, ProbeAnswer};
 use weave_proto::codec::Framer;
 use weave_proto::local::cni::AttachmentKey;
 use weave_proto::peer::{Features, Hello};
 use weave_proto::{Cidr, Nickname, PeerKey, PeerName, PeerUid};
-use weave_router::{Config, Router};
+use weave_router::{Config, NodeView, Router};
 use weave_topology::{DialId, LinkId, Reason, Target};
 
 use crate::Disk;
@@ -42,6 +44,12 @@ pub enum Step {
     Partition(Vec<BTreeSet<Place>>),
     /// Everybody hears everybody again.
     Heal,
+    /// Every data plane tells its router that it has everything to reach every peer.
+    Equip,
+    /// What the first place sends to the second one by this method is lost.
+    Cut(Place, Place, Method),
+    /// It arrives again.
+    Mend(Place, Place, Method),
     /// On the first peer, an operator removes the second one for good.
     Remove(Place, Place),
     /// Nothing happens for a while.
@@ -53,6 +61,8 @@ enum Event {
     Dialled { from: Place, incarnation: u64, dial: DialId, to: SocketAddr },
     /// Bytes have arrived.
     Bytes { link: u64, to: Place, bytes: Vec<u8> },
+    /// A probe has come back.
+    Answered { at: Place, incarnation: u64, answer: ProbeAnswer },
     /// An end notices that its link is dead.
     Dead { link: u64, at: Place, reason: Reason },
 }
@@ -84,6 +94,7 @@ struct Agent {
     links: BTreeMap<LinkId, (u64, Framer)>,
     waiting: BTreeMap<RequestId, AttachmentKey>,
     fuse: Option<usize>,
+    view: Option<NodeView>,
 }
 
 /// Everything there is. Every step is followed by [`crate::invariants::check`].
@@ -95,6 +106,10 @@ pub struct World {
     links: BTreeMap<u64, Link>,
     events: BTreeMap<(Instant, u64), Event>,
     groups: Option<Vec<BTreeSet<Place>>>,
+    /// What every data plane can do.
+    pub features: Features,
+    /// From where to where which method carries nothing.
+    cut: BTreeSet<(Place, Place, Method)>,
     /// When the last bytes that an end has sent on a link arrive.
     in_flight: BTreeMap<(u64, Place), Instant>,
     counter: u64,
@@ -114,6 +129,8 @@ impl World {
             links: BTreeMap::new(),
             events: BTreeMap::new(),
             groups: None,
+            features: Features::FASTDP,
+            cut: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             counter: 0,
             rng: StdRng::seed_from_u64(seed),
@@ -203,6 +220,13 @@ impl World {
                 self.cut_links("no answer for 3 s");
             }
             Step::Heal => self.groups = None,
+            Step::Equip => self.equip(),
+            Step::Cut(from, to, method) => {
+                self.cut.insert((from, to, method));
+            }
+            Step::Mend(from, to, method) => {
+                self.cut.remove(&(from, to, method));
+            }
             Step::Remove(at, peer) => {
                 let peer = name(&self.machines[peer].key);
                 self.request(at, format!("rm-{peer}"), |_| Request::RemovePeer { peer, force: false });
@@ -243,7 +267,7 @@ impl World {
                 name_of: name,
                 uid: PeerUid(machine.disk.starts),
                 nickname: Nickname::lossy(&format!("node{at}")),
-                features: Features::FASTDP,
+                features: self.features,
                 targets: targets.clone(),
                 discovery: true,
                 conn_limit: None,
@@ -264,8 +288,14 @@ impl World {
         };
         let router =
             Router::new(config, seed, now).unwrap_or_else(|error| panic!("node{at} starts: {error}"));
-        machine.agent =
-            Some(Agent { router, hello: None, links: BTreeMap::new(), waiting: BTreeMap::new(), fuse: None });
+        machine.agent = Some(Agent {
+            router,
+            hello: None,
+            links: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            fuse: None,
+            view: None,
+        });
         self.perform(at);
     }
 

@@ -50,6 +50,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Dialled { from, incarnation, dial, to } => self.connect(from, incarnation, dial, to),
+            Event::Answered { at, incarnation, answer } => self.answered(at, incarnation, answer),
             Event::Bytes { link, to, bytes } => self.receive(link, to, &bytes),
             Event::Dead { link, at, reason } => {
                 let Some(id) = self.end_of(link, at) else { return };
@@ -180,10 +181,14 @@ impl World {
                     self.answers.push_back((at, key, result));
                 }
             }
+            Output::Probe(probe) => self.probe(at, probe),
+            Output::Publish(view) => {
+                if let Some(agent) = &mut self.machines[at].agent {
+                    agent.view = Some(view);
+                }
+            }
             Output::Rejoin
             | Output::Resolve(_)
-            | Output::Publish(_)
-            | Output::Probe(_)
             | Output::Offer { .. }
             | Output::Routed { .. }
             | Output::Lost(_)
@@ -206,7 +211,7 @@ impl World {
         self.schedule(delay, Event::Bytes { link: id, to, bytes });
     }
 
-    fn delay(&mut self) -> Duration {
+    pub(super) fn delay(&mut self) -> Duration {
         self.rng.random_range(DELAY.0..DELAY.1)
     }
 
