@@ -13,7 +13,7 @@ const THINKERS: &[(&str, &[&str])] = &[
     ("weave-proto", &["bincode", "ipnetwork", "serde", "serde_json", "thiserror"]),
     ("weave-topology", &["rand", "serde", "thiserror", "tracing", "weave-proto"]),
     ("weave-ipam", &["rand", "serde", "thiserror", "tracing", "weave-proto"]),
-    ("weave-overlay", &["weave-proto"]),
+    ("weave-overlay", &["serde", "weave-proto"]),
     ("weave-sleeve", &["aws-lc-rs", "thiserror", "weave-proto", "zeroize"]),
     (
         "weave-router",
