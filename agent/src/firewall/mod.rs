@@ -121,7 +121,7 @@ pub fn pod_elements(pod: &PodPort) -> impl Iterator<Item = Element> + use<> {
 
 /// What lets a peer's packets in: its underlay address outside, its ranges inside.
 fn peer_elements(state: &NodeState) -> impl Iterator<Item = Element> + '_ {
-    state.peers.iter().flat_map(|path| {
+    state.peers.iter().chain(&state.probed).flat_map(|path| {
         let mac = Mac(path.peer.mac());
         let mut spans: Vec<Span> = path.ranges.iter().copied().map(Span::from).collect();
         // The peer's own address is normally in one of its ranges, but need not stay there when ranges move.

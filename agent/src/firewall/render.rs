@@ -94,7 +94,7 @@ pub enum Drop {
     OtherProtocol,
     /// A frame came from a port that is no pod's.
     UnknownPort,
-    /// A VXLAN packet came from somebody who is no peer.
+    /// A VXLAN packet came from somebody who is no peer, or whose packets must be sealed.
     ForgedVxlan,
     /// A packet came out of the tunnel with an address that the sending peer does not own.
     ForgedSource,

@@ -8,7 +8,8 @@
 //!                                 route   universe            unreachable, last metric
 //!   pod A ── vethwe…A ─┐          route   own range           dev weave        src own
 //!                      ├─ weave   route   a peer's range      dev weave-vx     src own  via peer, onlink
-//!   pod B ── vethwe…B ─┘          neigh   peer     -> MAC of peer      on weave-vx
+//!   pod B ── vethwe…B ─┘          route   or, where sealed    dev weave-tun    src own
+//!                                 neigh   peer     -> MAC of peer      on weave-vx
 //!                                 fdb     MAC of peer -> underlay      on weave-vx
 //!                                 neigh   pod      -> MAC of pod       on weave
 //!                                 fdb     MAC of pod -> its port       on weave
@@ -20,8 +21,10 @@ use std::net::IpAddr;
 use weave_proto::Cidr;
 use weave_proto::local::cni::PodPort;
 
-use super::names::{BRIDGE, BRIDGE_GROUP, Mac, PORT_PREFIX, TUNNEL_GROUP, UNREACHABLE_METRIC, VXLAN, VXLAN6};
-use super::{NetError, NodeState, PeerPath, sysctl};
+use super::names::{
+    BRIDGE, BRIDGE_GROUP, Mac, PORT_PREFIX, TUN, TUNNEL_GROUP, UNREACHABLE_METRIC, VXLAN, VXLAN6,
+};
+use super::{NetError, NodeState, PeerPath, SealedPath, sysctl};
 use crate::firewall;
 
 /// Smallest packet size that every IPv4 link carries whole (RFC 791): an overlay below it would be refused by the
@@ -77,6 +80,8 @@ pub enum LinkKind {
     Vxlan,
     /// A VXLAN device over IPv6.
     Vxlan6,
+    /// A TUN device. It has no MAC address, and is not made here.
+    Tun,
 }
 
 impl LinkKind {
@@ -86,6 +91,8 @@ impl LinkKind {
         match self {
             Self::Bridge => BRIDGE_GROUP,
             Self::Vxlan | Self::Vxlan6 => TUNNEL_GROUP,
+            // None: what comes out of it has no MAC address to ask for, and its reader has asked for the source.
+            Self::Tun => 0,
         }
     }
 }
@@ -110,6 +117,8 @@ pub enum Route {
         link: String,
         /// The source address of what the node itself sends, if it is to be a particular one.
         source: Option<IpAddr>,
+        /// The largest packet, if it is smaller than the link's.
+        mtu: Option<u32>,
     },
     /// To a gateway on a link, which need not be in a range of the link.
     Via {
@@ -119,6 +128,8 @@ pub enum Route {
         gateway: IpAddr,
         /// The source address of what the node itself sends.
         source: IpAddr,
+        /// The largest packet, if it is smaller than the link's.
+        mtu: Option<u32>,
     },
     /// Something that we never ask for, as text.
     Other(String),
@@ -137,7 +148,7 @@ pub fn desired(state: &NodeState) -> Result<Desired, NetError> {
         state.address.iter().flat_map(|&address| links.keys().map(move |&link| (link, address))).collect();
     let mut neighbours = BTreeMap::new();
     let mut tunnels = BTreeMap::new();
-    for path in &state.peers {
+    for path in state.peers.iter().chain(&state.probed) {
         let (link, mac) = (device(path), Mac(path.peer.mac()));
         neighbours.insert((link, path.overlay), mac);
         tunnels.insert((link, mac), path.underlay);
@@ -170,6 +181,8 @@ fn usable(state: &NodeState) -> (NodeState, Vec<String>) {
     let mut usable = state.clone();
     let mut left_out = Vec::new();
     usable.peers.retain(|path| keep(unusable_path(state, path), &mut left_out));
+    usable.probed.retain(|path| unusable_path(state, path).is_none());
+    usable.sealed.retain(|path| keep(unusable_ranges(state, path), &mut left_out));
     usable.pods.retain(|pod| keep(unusable_pod(state.universe, pod), &mut left_out));
     (usable, left_out)
 }
@@ -189,8 +202,11 @@ pub fn device(path: &PeerPath) -> &'static str {
 fn links(state: &NodeState) -> BTreeMap<&'static str, Link> {
     let link = |kind| Link { kind, mac: Mac(state.name.mac()), mtu: state.mtu };
     let mut links = BTreeMap::from([(BRIDGE, link(LinkKind::Bridge)), (VXLAN, link(LinkKind::Vxlan))]);
-    if state.peers.iter().any(|path| path.underlay.is_ipv6()) {
+    if state.peers.iter().chain(&state.probed).any(|path| path.underlay.is_ipv6()) {
         links.insert(VXLAN6, link(LinkKind::Vxlan6));
+    }
+    if state.has_tun {
+        links.insert(TUN, Link { mac: Mac([0; 6]), ..link(LinkKind::Tun) });
     }
     links
 }
@@ -201,16 +217,28 @@ fn routes(state: &NodeState) -> BTreeMap<RouteKey, Route> {
     if let Some(source) = state.address {
         for path in &state.peers {
             for &range in &path.ranges {
-                let route = Route::Via { link: device(path).to_owned(), gateway: path.overlay, source };
-                routes.insert(key(range), route);
+                let (link, mtu) = (device(path).to_owned(), lesser(path.mtu, state));
+                routes.insert(key(range), Route::Via { link, gateway: path.overlay, source, mtu });
+            }
+        }
+        for path in &state.sealed {
+            for &range in &path.ranges {
+                let (link, mtu) = (TUN.to_owned(), lesser(path.mtu, state));
+                routes.insert(key(range), Route::Direct { link, source: Some(source), mtu });
             }
         }
         for &range in &state.own {
-            routes.insert(key(range), Route::Direct { link: BRIDGE.to_owned(), source: Some(source) });
+            let link = BRIDGE.to_owned();
+            routes.insert(key(range), Route::Direct { link, source: Some(source), mtu: None });
         }
     }
     routes.insert(RouteKey { destination: state.universe, metric: UNREACHABLE_METRIC }, Route::Unreachable);
     routes
+}
+
+/// A path's MTU, if it says more than the devices do.
+fn lesser(mtu: Option<u32>, state: &NodeState) -> Option<u32> {
+    mtu.filter(|&mtu| mtu < state.mtu).map(|mtu| mtu.max(MIN_MTU))
 }
 
 /// Whether the node's own part of the state makes sense.
@@ -234,7 +262,7 @@ fn check(state: &NodeState) -> Result<(), NetError> {
 
 /// Why a peer's path cannot be used. Others told us these facts, so one bad peer must not stop the rest.
 fn unusable_path(state: &NodeState, path: &PeerPath) -> Option<String> {
-    let PeerPath { peer, underlay, overlay, ranges } = path;
+    let PeerPath { peer, underlay, overlay, ranges, .. } = path;
     let universe = state.universe;
     if *peer == state.name {
         Some(format!("the peer at {underlay} has this node's own name {peer}"))
@@ -243,9 +271,25 @@ fn unusable_path(state: &NodeState, path: &PeerPath) -> Option<String> {
     } else if underlay.is_unspecified() || underlay.is_multicast() || universe.contains(*underlay) {
         Some(format!("peer {peer} cannot be reached at {underlay}"))
     } else {
-        let range = ranges.iter().find(|&&range| !within(universe, range))?;
-        Some(format!("peer {peer} says that it owns {range}, which is not part of {universe}"))
+        foreign_range(universe, *peer, ranges)
     }
+}
+
+/// Why a sealed path cannot be used.
+fn unusable_ranges(state: &NodeState, path: &SealedPath) -> Option<String> {
+    let SealedPath { peer, overlay, ranges, .. } = path;
+    if !state.has_tun {
+        Some(format!("peer {peer} is to be reached through {TUN}, which cannot be had"))
+    } else if !state.universe.contains(*overlay) || Some(*overlay) == state.address {
+        Some(format!("peer {peer} says that its overlay address is {overlay}"))
+    } else {
+        foreign_range(state.universe, *peer, ranges)
+    }
+}
+
+fn foreign_range(universe: Cidr, peer: weave_proto::PeerName, ranges: &[Cidr]) -> Option<String> {
+    let range = ranges.iter().find(|&&range| !within(universe, range))?;
+    Some(format!("peer {peer} says that it owns {range}, which is not part of {universe}"))
 }
 
 /// Why a pod cannot be attached.

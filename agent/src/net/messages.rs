@@ -13,7 +13,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{
@@ -214,6 +214,8 @@ fn create_link(name: &str, link: &Link) -> Vec<Vec<u8>> {
             let vxlan = vxlan_settings(LinkVxlan::new(name, VXLAN_ID)).local6(any);
             vec![create(vxlan.address(mac).mtu(link.mtu).build())]
         }
+        // Its reader makes it; a plan has no step for it.
+        LinkKind::Tun => Vec::new(),
     }
 }
 
@@ -321,11 +323,12 @@ fn route_message(
             message
         }
     };
-    let source = match route {
-        Route::Direct { source, .. } => *source,
-        Route::Via { source, .. } => Some(*source),
-        Route::Unreachable | Route::Other(_) => None,
+    let (source, mtu) = match route {
+        Route::Direct { source, mtu, .. } => (*source, *mtu),
+        Route::Via { source, mtu, .. } => (Some(*source), *mtu),
+        Route::Unreachable | Route::Other(_) => (None, None),
     };
+    message.attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
     Ok(message)
 }

@@ -51,7 +51,7 @@ mod watch;
 
 pub use error::NetError;
 pub use node::{Facts, Health, Node, NodeSettings};
-pub use state::{ForwardAccept, HostOptions, NodeState, PeerPath};
+pub use state::{ForwardAccept, HostOptions, NodeState, PeerPath, SealedPath};
 
 pub(crate) use transport::{Netlink, Reply, attributes, errno};
 

@@ -10,7 +10,7 @@ pub const VXLAN: &str = "weave-vx";
 /// opens a socket of one family only, so a mesh over both families needs two devices; this one exists only where a
 /// peer needs it.
 pub const VXLAN6: &str = "weave-vx6";
-/// The TUN device of the userspace tunnels. Made elsewhere; named here because the firewall and `reset` know it.
+/// The TUN device of the tunnels in user space. Made by who reads it ([`crate::dataplane`]), looked after here.
 pub const TUN: &str = "weave-tun";
 /// How the host's end of every pod's veth pair begins.
 pub const PORT_PREFIX: &str = "vethwe";

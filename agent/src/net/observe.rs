@@ -16,13 +16,14 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use weave_proto::Cidr;
 
 use super::desired::{Desired, Route, RouteKey};
 use super::messages::{self, Indices};
-use super::names::{BRIDGE, Mac, ROUTE_PROTOCOL, VXLAN, VXLAN_ID, VXLAN_PORT, VXLAN6};
+use super::names::{BRIDGE, Mac, ROUTE_PROTOCOL, TUN, VXLAN, VXLAN_ID, VXLAN_PORT, VXLAN6};
 use super::sysctl::Sysctls;
 use super::transport::HEADER;
 use super::{NetError, Netlink, Reply};
@@ -89,6 +90,8 @@ pub enum Shape {
         /// In what it differs from ours, if in anything that cannot be changed.
         difference: Option<String>,
     },
+    /// A TUN device.
+    Tun,
     /// Anything else.
     #[default]
     Other,
@@ -139,7 +142,7 @@ pub(super) fn observe(
     let mut observed = Observed { links: links(route)?, ipv6: sysctls.has_ipv6(), ..Observed::default() };
     let names: BTreeMap<u32, String> =
         observed.links.iter().map(|(name, link)| (link.index, name.clone())).collect();
-    for name in [BRIDGE, VXLAN, VXLAN6] {
+    for name in [BRIDGE, VXLAN, VXLAN6, TUN] {
         let Some(link) = observed.links.get(name) else { continue };
         for reply in dump(route, "addresses", &messages::list_addresses(link.index))? {
             if let RouteNetlinkMessage::NewAddress(message) = reply {
@@ -233,7 +236,12 @@ pub(super) fn link(message: &LinkMessage) -> Option<(String, ObservedLink)> {
 
 fn link_info(link: &mut ObservedLink, info: &LinkInfo) {
     match info {
-        LinkInfo::Kind(kind) => link.kind = kind_name(kind),
+        LinkInfo::Kind(kind) => {
+            link.kind = kind_name(kind);
+            if link.kind == "tun" {
+                link.shape = Shape::Tun;
+            }
+        }
         LinkInfo::Data(InfoData::Bridge(list)) => {
             let filters_vlans = list.contains(&InfoBridge::VlanFiltering(true));
             link.shape = Shape::Bridge { plain: is_plain(list), filters_vlans };
@@ -419,6 +427,7 @@ pub(super) struct RouteFacts {
     pub(super) link: Option<String>,
     pub(super) gateway: Option<IpAddr>,
     pub(super) source: Option<IpAddr>,
+    pub(super) mtu: Option<u32>,
     pub(super) table: u32,
 }
 
@@ -434,6 +443,12 @@ impl RouteFacts {
                 RouteAttribute::Priority(metric) => facts.metric = *metric,
                 RouteAttribute::Table(table) => facts.table = *table,
                 RouteAttribute::Oif(index) => facts.link = names.get(index).cloned(),
+                RouteAttribute::Metrics(metrics) => {
+                    facts.mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }
@@ -455,10 +470,10 @@ impl RouteFacts {
                 Route::Unreachable
             }
             (Some(link), None, source) if unicast && message.header.scope == RouteScope::Link => {
-                Route::Direct { link, source }
+                Route::Direct { link, source, mtu: self.mtu }
             }
             (Some(link), Some(gateway), Some(source)) if unicast && onlink => {
-                Route::Via { link, gateway, source }
+                Route::Via { link, gateway, source, mtu: self.mtu }
             }
             _ => Route::Other(format!("{:?} {:?}", message.header, message.attributes)),
         }

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use weave_proto::local::cni::PodPort;
 
 use super::desired::{Desired, Link, LinkKind, Route, RouteKey};
-use super::names::{BRIDGE, Mac, PORT_PREFIX, VXLAN, VXLAN6};
+use super::names::{BRIDGE, Mac, PORT_PREFIX, TUN, VXLAN, VXLAN6};
 use super::observe::{Observed, ObservedLink, Shape};
 use crate::firewall;
 
@@ -174,6 +174,10 @@ impl Planner<'_> {
     fn links(&mut self) {
         for (&name, wanted) in &self.desired.links {
             match self.observed.links.get(name) {
+                None if wanted.kind == LinkKind::Tun => {
+                    let reason = "it is gone; whoever reads it makes it anew".to_owned();
+                    self.plan.conflicts.push((format!("the link {name}"), reason));
+                }
                 None => self.create(name, wanted),
                 Some(found) => match Fit::of(wanted, found) {
                     Fit::Same => {}
@@ -323,9 +327,12 @@ impl Planner<'_> {
                 self.push(Step::DeleteAddress { link, address, prefix });
             }
         }
-        for name in [VXLAN, VXLAN6] {
-            let ours =
-                self.observed.links.get(name).is_some_and(|link| matches!(link.shape, Shape::Vxlan { .. }));
+        for name in [VXLAN, VXLAN6, TUN] {
+            let ours = self
+                .observed
+                .links
+                .get(name)
+                .is_some_and(|link| matches!(link.shape, Shape::Vxlan { .. } | Shape::Tun));
             if ours && !self.desired.links.contains_key(name) {
                 self.push(Step::DeleteLink { name: name.to_owned(), reason: "no peer needs it".to_owned() });
             }
@@ -346,7 +353,7 @@ enum Fit {
 impl Fit {
     fn of(wanted: &Link, found: &ObservedLink) -> Self {
         let mut change = LinkChange {
-            mac: (found.mac != Some(wanted.mac)).then_some(wanted.mac),
+            mac: (found.mac != Some(wanted.mac) && wanted.kind != LinkKind::Tun).then_some(wanted.mac),
             mtu: (found.mtu != wanted.mtu).then_some(wanted.mtu),
             group: (found.group != wanted.kind.group()).then_some(wanted.kind.group()),
             ..LinkChange::default()
@@ -359,7 +366,8 @@ impl Fit {
             (LinkKind::Vxlan | LinkKind::Vxlan6, Shape::Vxlan { difference: Some(difference) }) => {
                 return Self::Rebuild(difference.clone());
             }
-            (LinkKind::Vxlan | LinkKind::Vxlan6, Shape::Vxlan { difference: None }) => {}
+            (LinkKind::Vxlan | LinkKind::Vxlan6, Shape::Vxlan { difference: None })
+            | (LinkKind::Tun, Shape::Tun) => {}
             (_, _) => return Self::Foreign(foreign_kind(found)),
         }
         if found.up && change == LinkChange::default() { Self::Same } else { Self::Adjustable(change) }
@@ -398,10 +406,14 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("unreachable"),
-            Self::Direct { link, source: None } => write!(f, "dev {link}"),
-            Self::Direct { link, source: Some(source) } => write!(f, "dev {link} src {source}"),
-            Self::Via { link, gateway, source } => write!(f, "via {gateway} dev {link} src {source}"),
+            Self::Direct { link, source: None, .. } => write!(f, "dev {link}"),
+            Self::Direct { link, source: Some(source), .. } => write!(f, "dev {link} src {source}"),
+            Self::Via { link, gateway, source, .. } => write!(f, "via {gateway} dev {link} src {source}"),
             Self::Other(text) => f.write_str(text),
+        }?;
+        match self {
+            Self::Direct { mtu: Some(mtu), .. } | Self::Via { mtu: Some(mtu), .. } => write!(f, " mtu {mtu}"),
+            Self::Direct { .. } | Self::Via { .. } | Self::Unreachable | Self::Other(_) => Ok(()),
         }
     }
 }

@@ -89,7 +89,7 @@ fn send_and_watch(kernel: &mut Kernel, pod: &PodPort, source: Ipv4Addr) -> Resul
     let key = RouteKey { destination: Cidr::host(destination), metric: 0 };
     let steps = [
         Step::AdjustLink { name: END, change: LinkChange { mac: Some(MAC), ..LinkChange::default() } },
-        Step::AddRoute { key, route: Route::Direct { link: END.to_owned(), source: None } },
+        Step::AddRoute { key, route: Route::Direct { link: END.to_owned(), source: None, mtu: None } },
         Step::PutNeighbour { link: END, address: destination, mac: gateway },
     ];
     if let Some(error) = kernel.execute(&steps).pop() {

@@ -19,6 +19,12 @@ pub struct NodeState {
     pub own: Vec<Cidr>,
     /// The peers that are reached directly through the kernel's tunnel.
     pub peers: Vec<PeerPath>,
+    /// The peers whose packets go another way, but which may be probed, and may send, through the kernel's tunnel.
+    pub probed: Vec<PeerPath>,
+    /// The peers that are reached through the device of the tunnels in user space.
+    pub sealed: Vec<SealedPath>,
+    /// Whether that device is made, by whoever reads it, and is to be looked after.
+    pub has_tun: bool,
     /// The pods of this node. A pod that [`super::Node::attach`] brought stays until it is detached, or until a
     /// state that no longer lists it follows one that did.
     pub pods: Vec<PodPort>,
@@ -39,6 +45,21 @@ pub struct PeerPath {
     pub overlay: IpAddr,
     /// The ranges that it owns.
     pub ranges: Vec<Cidr>,
+    /// The largest packet that passes, where it is smaller than the devices'.
+    pub mtu: Option<u32>,
+}
+
+/// A peer that is reached through the device of the tunnels in user space.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SealedPath {
+    /// The peer.
+    pub peer: PeerName,
+    /// Its own address in the overlay.
+    pub overlay: IpAddr,
+    /// The ranges that it owns.
+    pub ranges: Vec<Cidr>,
+    /// The largest packet that passes, where it is smaller than the device's.
+    pub mtu: Option<u32>,
 }
 
 /// What the operator chose about the host.

@@ -15,7 +15,7 @@ use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::net::RecvFlags;
 
 use super::NetError;
-use super::names::{BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL, VXLAN, VXLAN6};
+use super::names::{BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL, TUN, VXLAN, VXLAN6};
 use super::transport::{Header, attributes, split, word};
 
 /// Groups: links, neighbours, IPv4 addresses, IPv4 routes, IPv4 settings (linux/rtnetlink.h, RTNLGRP_…).
@@ -144,7 +144,7 @@ fn has_our_name(list: &[u8]) -> bool {
     attributes(list, |kind, value| {
         if kind == IFLA_IFNAME {
             let name = std::str::from_utf8(value).unwrap_or_default().trim_end_matches('\0');
-            ours |= [BRIDGE, VXLAN, VXLAN6].contains(&name) || name.starts_with(PORT_PREFIX);
+            ours |= [BRIDGE, VXLAN, VXLAN6, TUN].contains(&name) || name.starts_with(PORT_PREFIX);
         }
     });
     ours

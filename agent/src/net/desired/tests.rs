@@ -26,7 +26,11 @@ fn state() -> NodeState {
             underlay: ip("192.168.0.2"),
             overlay: ip("10.34.0.1"),
             ranges: vec![cidr("10.34.0.0/16")],
+            mtu: None,
         }],
+        probed: Vec::new(),
+        sealed: Vec::new(),
+        has_tun: false,
         pods: vec![PodPort {
             host_interface: "vethweone".to_owned(),
             mac: [2, 0, 0, 0, 0, 9],

@@ -29,6 +29,7 @@ fn peer(number: u8) -> PeerPath {
         underlay: ip(&format!("192.168.0.{number}")),
         overlay: ip(&format!("10.{}.0.1", 32 + number)),
         ranges: vec![cidr(&format!("10.{}.0.0/16", 32 + number))],
+        mtu: None,
     }
 }
 
@@ -39,6 +40,9 @@ fn wanted() -> Desired {
         address: Some(ip("10.33.0.1")),
         own: vec![cidr("10.33.0.0/16")],
         peers: vec![peer(2)],
+        probed: Vec::new(),
+        sealed: Vec::new(),
+        has_tun: false,
         pods: vec![PodPort {
             host_interface: "vethweone".to_owned(),
             mac: [2, 0, 0, 0, 0, 9],
@@ -77,6 +81,7 @@ fn satisfied(desired: &Desired) -> Observed {
         let shape = match link.kind {
             LinkKind::Bridge => Shape::Bridge { plain: true, filters_vlans: false },
             LinkKind::Vxlan | LinkKind::Vxlan6 => Shape::Vxlan { difference: None },
+            LinkKind::Tun => Shape::Tun,
         };
         let found = ObservedLink {
             index,
@@ -218,7 +223,7 @@ fn a_range_that_is_cut_up_gets_its_parts_before_the_whole_goes() {
 fn a_range_that_moves_to_another_device_is_replaced_in_one_step() {
     let mut desired = wanted();
     let observed = satisfied(&desired);
-    let route = Route::Direct { link: BRIDGE.to_owned(), source: Some(ip("10.33.0.1")) };
+    let route = Route::Direct { link: BRIDGE.to_owned(), source: Some(ip("10.33.0.1")), mtu: None };
     desired.routes.insert(key("10.34.0.0/16"), route);
     let steps = plan(&desired, &observed).steps;
     assert!(matches!(&steps[..], [Step::ReplaceRoute { .. }]), "{steps:?}");
@@ -269,7 +274,8 @@ fn what_is_not_ours_is_left_alone() {
 fn what_is_ours_and_not_wanted_goes() {
     let desired = wanted();
     let mut observed = satisfied(&desired);
-    let old = Route::Via { link: VXLAN.to_owned(), gateway: ip("10.35.0.1"), source: ip("10.33.0.1") };
+    let old =
+        Route::Via { link: VXLAN.to_owned(), gateway: ip("10.35.0.1"), source: ip("10.33.0.1"), mtu: None };
     observed.routes.insert(key("10.35.0.0/16"), old);
     observed.neighbours.insert((VXLAN, ip("10.35.0.1")), Some(Mac([6; 6])));
     observed.tunnels.insert((VXLAN, Mac([6; 6])), ip("192.168.0.3"));

@@ -191,6 +191,9 @@ pub(super) fn state(number: u8) -> NodeState {
         address: Some(ip(&format!("10.{}.0.1", 32 + number))),
         own: vec![cidr(&format!("10.{}.0.0/16", 32 + number))],
         peers: Vec::new(),
+        probed: Vec::new(),
+        sealed: Vec::new(),
+        has_tun: false,
         pods: Vec::new(),
         mtu: 1450,
         options: HostOptions::default(),
@@ -204,6 +207,7 @@ pub(super) fn path(number: u8) -> PeerPath {
         underlay: ip(&format!("192.168.77.{number}")),
         overlay: ip(&format!("10.{}.0.1", 32 + number)),
         ranges: vec![cidr(&format!("10.{}.0.0/16", 32 + number))],
+        mtu: None,
     }
 }
 
