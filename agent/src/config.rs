@@ -11,11 +11,10 @@
 mod init;
 mod kubernetes;
 mod listen;
+mod tunnels;
 mod variables;
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
@@ -28,6 +27,7 @@ use weave_proto::{Cidr, Nickname};
 pub use init::{IpallocInit, IpallocInitError};
 pub use kubernetes::KubernetesSettings;
 pub use listen::{ListenAddress, ListenAddressError};
+pub use tunnels::{Method, TunnelSettings};
 pub use weave_topology::Target;
 
 /// Weave's control port.
@@ -51,6 +51,9 @@ pub struct Settings {
     /// What addresses it shares out.
     #[command(flatten)]
     pub ipam: IpamSettings,
+    /// How packets may travel to other nodes.
+    #[command(flatten)]
+    pub tunnels: TunnelSettings,
     /// What it does to its node.
     #[command(flatten)]
     pub node: NodeSettings,
@@ -79,7 +82,7 @@ pub struct IdentitySettings {
     ///
     /// The file is watched: a new secret is used without a restart. Without a secret anybody who reaches the
     /// port can join, and the agent says so at every start and in `weave status`. The secret authenticates the
-    /// control plane; it does not encrypt the packets of pods.
+    /// peers; --encrypt has the packets of pods encrypted, too.
     #[arg(long, value_name = "FILE", env = "WEAVE_SECRET_FILE")]
     pub secret_file: Option<PathBuf>,
 
@@ -92,28 +95,6 @@ pub struct IdentitySettings {
     /// The identity of a peer is bound to its machine: a disk that was cloned makes a new identity elsewhere.
     #[arg(long, value_name = "ID", value_parser = parse_machine_id)]
     pub machine_id: Option<String>,
-
-    /// Weave Net's password for encryption; refused, see [`Settings::refusal`].
-    #[arg(long, value_name = "PASSWORD", env = "WEAVE_PASSWORD", hide = true, hide_env_values = true)]
-    password: Option<Password>,
-}
-
-/// A password: never printed.
-#[derive(Clone, PartialEq, Eq)]
-struct Password(String);
-
-impl FromStr for Password {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(not shown)")
-    }
 }
 
 /// How this peer finds others.
@@ -297,13 +278,10 @@ impl Settings {
     /// Why these settings, readable though they are, must not be used.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
-        self.identity.password.as_ref().filter(|password| !password.0.is_empty())?;
-        Some(
-            "a password was given (--password or WEAVE_PASSWORD), but this version does not encrypt data yet: \
-             it refuses to start rather than to send in clear what you want encrypted. Remove the password to \
-             run without encryption; use --secret-file to authenticate the control plane"
-                .to_owned(),
-        )
+        // In a cluster the secret comes from the API server, which is asked later.
+        let has_secret = self.identity.secret_file.is_some() || self.kubernetes.kubernetes;
+        let password_too = self.identity.secret_file.is_some();
+        self.tunnels.refusal(if self.tunnels.password().is_some() { password_too } else { has_secret })
     }
 
     /// Whether the client's address is kept where traffic from outside enters a pod of this node.

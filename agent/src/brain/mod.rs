@@ -31,6 +31,7 @@ use weave_ipam::{Answer, Request, RequestError, RequestId};
 use weave_router::{Output, Router};
 use weave_topology::Target;
 
+use crate::dataplane::driver::{Order, Report};
 use crate::peer::PeerEvent;
 
 pub use handle::{AskError, BrainHandle};
@@ -74,6 +75,8 @@ pub enum Input {
     },
     /// Somebody wants to know everything given out on this node.
     List(oneshot::Sender<Vec<weave_ipam::Allocation>>),
+    /// News of the data plane.
+    Tunnel(Report),
     /// Something that the status shows has changed outside the brain.
     Refresh,
 }
@@ -171,6 +174,9 @@ impl Brain {
             }
             // An asker that has gone away does not want the answer.
             Input::List(asker) => drop(asker.send(self.router.ipam().allocations().cloned().collect())),
+            Input::Tunnel(Report::Offer(link, offer)) => self.router.send_offer(link, offer),
+            Input::Tunnel(Report::Way(news)) => self.router.handle_way(news, now),
+            Input::Tunnel(Report::Answer(answer)) => self.router.handle_probe_answer(answer, now),
             Input::Refresh => self.snapshots.mark_changed(),
         }
     }
@@ -212,8 +218,10 @@ impl Brain {
             Output::Reply { request, result } => {
                 Effect::Reply(self.callers.remove(&request.0)?, Box::new(result))
             }
-            // Nothing probes and nothing is sealed before there is a data plane in user space.
-            Output::Probe(_) | Output::Offer { .. } | Output::Routed { .. } => return None,
+            Output::Probe(probe) => Effect::Tunnel(Order::Probe(probe)),
+            Output::Offer { link, peer, offer } => Effect::Tunnel(Order::Offer { link, peer, offer }),
+            // Nobody says anything to another data plane through the mesh yet.
+            Output::Routed { .. } => return None,
             Output::Lost(allocations) => {
                 log::lost(&allocations);
                 return None;

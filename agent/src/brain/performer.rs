@@ -10,6 +10,7 @@ use weave_router::{NodeView, StoreOp};
 use weave_topology::{DialId, LinkId, Target};
 
 use super::{Caller, Input};
+use crate::dataplane::driver::Order;
 use crate::peer::PeerNet;
 use crate::store::{Store, StoreError};
 use crate::task;
@@ -32,6 +33,8 @@ pub enum Effect {
     Publish(NodeView),
     /// End, and start again as a new peer.
     Rejoin,
+    /// Have the data plane do this.
+    Tunnel(Order),
     /// Answer a caller.
     Reply(Caller, Box<Result<Answer, RequestError>>),
     /// Tell a caller that everything before this is durable.
@@ -48,6 +51,8 @@ pub struct Doers {
     pub hello: watch::Sender<Hello>,
     /// The node as the kernel should see it, newest wins.
     pub view: watch::Sender<Option<NodeView>>,
+    /// The data plane in user space.
+    pub tunnel: mpsc::UnboundedSender<Order>,
     /// The port of targets that name none.
     pub port: u16,
     /// Has the agent end and start again.
@@ -121,7 +126,10 @@ impl Doers {
             Effect::Dial(dial, addr) => self.peers.dial(dial, addr),
             Effect::Resolve(target) => lookups.spawn(resolve(target, self.port, self.inputs.clone())),
             Effect::Close(link, refusal) => self.peers.close(link, refusal),
+            // Fails only when the agent ends.
+            Effect::Tunnel(order) => drop(self.tunnel.send(order)),
             Effect::Publish(view) => {
+                let _ending = self.tunnel.send(Order::Table(view.table.clone()));
                 self.view.send_replace(Some(view));
             }
             // A full queue means that it has been asked already.

@@ -349,7 +349,7 @@ pub(crate) fn weave_net_note(error: &clap::Error) -> Option<&'static str> {
 }
 
 /// Weave Net's flags and commands without a successor by the same name.
-const FORMER: [(&[&str], &str); 12] = [
+const FORMER: [(&[&str], &str); 11] = [
     (
         &["name"],
         "a peer's name is made from its key and kept in the data directory; --nickname sets what people read",
@@ -371,8 +371,7 @@ const FORMER: [(&[&str], &str); 12] = [
         &["plugin", "proxy", "env", "config", "plugin-v2"],
         "there is no Docker proxy or plugin; container runtimes use the CNI plugin, see `weave setup-cni`",
     ),
-    (&["no-fastdp", "no-bridged-fastdp"], "fastdp is the only data path of this version"),
-    (&["trusted-subnets"], "this version does not encrypt data, so that there is nothing to exempt"),
+    (&["no-bridged-fastdp"], "--no-fastdp does without the kernel's VXLAN"),
     (&["awsvpc"], "there is no AWS VPC mode in this version"),
     (&["status-addr"], "status is served on --http-addr, metrics on --metrics-addr"),
     (&["db-prefix"], "the state is kept in --data-dir"),

@@ -309,11 +309,11 @@ fn a_launch_that_fails_says_why_on_one_line() {
 }
 
 #[test]
-fn a_password_stops_the_launch() {
+fn settings_that_contradict_each_other_stop_the_launch() {
     let doers = FakeDoers::default();
-    let said = say(&doers, &["launch", "--password", "hunter2"]);
+    let said = say(&doers, &["launch", "--password", "hunter2", "--methods", "fastdp"]);
     assert_eq!(said.exit, Exit::Usage);
-    assert!(said.err.contains("does not encrypt data yet") && !said.err.contains("hunter2"), "{}", said.err);
+    assert!(said.err.contains("add sleeve") && !said.err.contains("hunter2"), "{}", said.err);
     assert!(doers.launched.borrow().is_empty());
 }
 
@@ -379,8 +379,9 @@ fn a_switch_is_turned_off_by_zero_and_a_bad_variable_is_named() {
     let refused = launched_with(&[("IPALLOC_RANGE", "10.32.0.0")]);
     assert!(refused.contains("Usage") && refused.contains("--ipalloc-range"), "{refused}");
     assert!(refused.contains("comes from the environment variable IPALLOC_RANGE"), "{refused}");
-    let refused = launched_with(&[("WEAVE_PASSWORD", "hunter2")]);
-    assert!(refused.contains("does not encrypt data yet") && !refused.contains("hunter2"), "{refused}");
+    let launched = launched_with(&[("WEAVE_PASSWORD", "hunter2")]);
+    assert!(launched.contains("Done") && launched.contains("Some((not shown))"), "{launched}");
+    assert!(!launched.contains("hunter2"), "{launched}");
 }
 
 #[test]
@@ -393,7 +394,6 @@ fn bad_command_lines_are_usage_errors_that_name_the_word() {
         (&["rmpeer"], &["PEER"]),
         (&["launch", "--no-dns"], &["--no-dns", "no weaveDNS"]),
         (&["launch", "--name=x"], &["--name", "made from its key"]),
-        (&["launch", "--no-fastdp"], &["only data path"]),
         (&["stop"], &["SIGTERM"]),
         (&["launch", "--ipalloc-range", "10.32.0.1/12"], &["host bits"]),
         (&[], &["Usage"]),

@@ -90,13 +90,31 @@ fn bad_values_are_refused_with_the_flag_the_value_and_the_remedy() {
 }
 
 #[test]
-fn a_password_is_refused_and_never_printed() {
+fn a_password_asks_for_encryption_and_is_never_printed() {
     let settings = read(&["--password", "hunter2"]).unwrap();
-    let refusal = settings.refusal().unwrap();
-    assert!(refusal.contains("does not encrypt") && refusal.contains("--secret-file"), "{refusal}");
-    assert!(!refusal.contains("hunter2"));
+    assert!(settings.refusal().is_none() && settings.tunnels.wants_encryption());
+    assert_eq!(settings.tunnels.password(), Some("hunter2"));
     assert!(!format!("{settings:?}").contains("hunter2"));
-    assert_eq!(read(&["--password", ""]).unwrap().refusal(), None);
+    assert!(!read(&["--password", ""]).unwrap().tunnels.wants_encryption());
+}
+
+#[test]
+fn settings_of_tunnels_that_contradict_each_other_are_refused_with_the_remedy() {
+    for (words, part) in [
+        ("--password p --secret-file /s", "not both"),
+        ("--encrypt", "--secret-file"),
+        ("--password p --methods fastdp", "add sleeve"),
+        ("--methods fastdp --no-fastdp", "no method"),
+    ] {
+        let refusal = read(&words.split_whitespace().collect::<Vec<_>>()).unwrap().refusal();
+        assert!(refusal.as_ref().is_some_and(|text| text.contains(part)), "{words}: {refusal:?}");
+    }
+    let settings = read(&["--encrypt", "--secret-file", "/s", "--no-fastdp"]).unwrap();
+    assert_eq!(settings.refusal(), None);
+    assert!(settings.tunnels.allows(Method::Sleeve) && !settings.tunnels.allows(Method::FastDp));
+    let given = read(&["--methods", "sleeve,fastdp", "--trusted-subnets", "10.0.0.0/8,fd00::/8"]).unwrap();
+    assert!(given.tunnels.allows(Method::FastDp) && !given.tunnels.allows(Method::Quic));
+    assert_eq!(given.tunnels.trusted_subnets.len(), 2);
 }
 
 #[test]

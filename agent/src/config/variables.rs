@@ -19,7 +19,7 @@ const FORMER: &[(&[&str], Option<&str>)] = &[
     ),
     (&["WEAVE_EXPOSE_IP"], Some("the node's address on the bridge is taken from its own range")),
     (&["WEAVE_STATUS_ADDR"], Some("status is served on WEAVE_HTTP_ADDR, metrics on WEAVE_METRICS_ADDR")),
-    (&["WEAVE_NO_FASTDP", "WEAVE_NO_BRIDGED_FASTDP"], Some("fastdp is the only data path of this version")),
+    (&["WEAVE_NO_BRIDGED_FASTDP"], Some("WEAVE_NO_FASTDP does without the kernel's VXLAN")),
     (&["WEAVE_PORT"], Some("give --port")),
     (&["IPTABLES_BACKEND"], Some("the agent's own rules are one nftables table")),
     (

@@ -1,5 +1,5 @@
 //! System calls that have no safe wrapper elsewhere: the ioctls of `/dev/net/tun`, socket options and control
-//! messages for UDP segmentation, and the steering program of a group of sockets.
+//! messages for UDP segmentation, the steering program of a group of sockets, and packet sockets.
 //!
 //! Every function here is safe to call with any argument: whatever the kernel is given a pointer to lives on the
 //! stack or is borrowed for the call, and what the kernel wrote is read within the length that it reported.
@@ -9,7 +9,9 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use tokio::io::unix::AsyncFd;
 
 /// Room for the control messages of one send or receive, aligned as the kernel wants it.
 #[repr(C, align(8))]
@@ -224,6 +226,35 @@ pub(crate) fn tun_attach(fd: BorrowedFd<'_>, name: &str, flags: i32) -> io::Resu
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+/// The number of the link `name`.
+pub(crate) fn link_index(name: &str) -> io::Result<u32> {
+    let name = std::ffi::CString::new(name).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the name ends with a zero and lives until the call returns.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 { Err(io::Error::last_os_error()) } else { Ok(index) }
+}
+
+/// A socket for whole frames of one type on one link, in the reactor of the present runtime.
+pub(crate) fn packet_socket(link: u32, ethertype: u16) -> io::Result<AsyncFd<OwnedFd>> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // Protocol 0: nothing is received before the address is bound, from no link whatever.
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    checked(fd)?;
+    // SAFETY: the kernel has just given this descriptor to nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all-zero is a valid value of this plain C structure.
+    let mut place: libc::sockaddr_ll = unsafe { zeroed() };
+    place.sll_family = libc::AF_PACKET as libc::c_ushort;
+    place.sll_protocol = ethertype.to_be();
+    place.sll_ifindex = i32::try_from(link).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes of `place`, which lives until the call returns.
+    checked(unsafe { libc::bind(fd.as_raw_fd(), (&raw const place).cast(), len) })?;
+    // SAFETY: an `OwnedFd` is one and the same open descriptor for as long as it lives.
+    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
 }
 
 /// Tells the kernel which work on packets may be left to the reader of the device.

@@ -5,17 +5,20 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use weave_overlay::{Method, Way};
+use weave_overlay::{ForwardingTable, Method, PlainFrom};
 use weave_proto::PeerName;
 use weave_proto::local::status::NodeStatus;
 use weave_router::NodeView;
 
 use crate::brain::Input;
-use crate::net::{self, HostOptions, Node, NodeState, PeerPath, mtu};
+use crate::net::{self, HostOptions, Node, NodeState, PeerPath, SealedPath, mtu};
 
 /// How often the counters of refused packets are read. They are shown to people and scraped by Prometheus, which asks
 /// every 15 s or so.
 const COUNTERS_PACE: Duration = Duration::from_secs(10);
+
+/// Bytes that a sealed record adds to a packet beyond what VXLAN does.
+const SEALED_MORE: u32 = crate::dataplane::driver::SEALED_MORE;
 
 /// What does not change while the agent runs.
 pub(super) struct KernelTask {
@@ -25,6 +28,10 @@ pub(super) struct KernelTask {
     pub(super) node: Node,
     /// The MTU that the operator chose; none to derive it.
     pub(super) mtu: Option<u32>,
+    /// Whether pods' packets are small enough to be sealed from the start, since they will be.
+    pub(super) seals: bool,
+    /// Whether there is a device of tunnels in user space.
+    pub(super) has_tun: bool,
     /// What the operator chose about the host.
     pub(super) options: HostOptions,
     /// The newest view.
@@ -62,24 +69,20 @@ impl KernelTask {
     }
 
     fn state(&self, view: NodeView) -> NodeState {
-        let peers: Vec<PeerPath> = view
-            .table
-            .paths
-            .into_iter()
-            .filter(|path| path.way == Way::direct(Method::FastDp))
-            .filter_map(|path| {
-                let underlay = path.underlay?;
-                Some(PeerPath { peer: path.peer, underlay, overlay: path.overlay, ranges: path.ranges })
-            })
-            .collect();
-        let towards: Vec<IpAddr> = peers.iter().map(|path| path.underlay).collect();
+        let Roads { peers, probed, sealed } = Roads::of(&view.table);
+        let towards: Vec<IpAddr> = view.table.paths.iter().filter_map(|path| path.underlay).collect();
+        let mtu =
+            self.mtu.unwrap_or_else(|| derived_mtu(&towards) - if self.seals { SEALED_MORE } else { 0 });
         NodeState {
             name: self.name,
             universe: view.universe,
             address: view.address,
             own: view.own,
-            mtu: self.mtu.unwrap_or_else(|| derived_mtu(&towards)),
+            mtu,
             peers,
+            probed,
+            sealed,
+            has_tun: self.has_tun,
             pods: view.pods,
             options: self.options.clone(),
         }
@@ -110,6 +113,47 @@ impl KernelTask {
             // A full queue has enough in it to have the document built again.
             let _ = self.brain.try_send(Input::Refresh);
         }
+    }
+}
+
+/// The table, as the kernel's room wants it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Roads {
+    peers: Vec<PeerPath>,
+    probed: Vec<PeerPath>,
+    sealed: Vec<SealedPath>,
+}
+
+impl Roads {
+    fn of(table: &ForwardingTable) -> Self {
+        let mut roads = Self::default();
+        let admitted = |underlay: IpAddr| match &table.plain_from {
+            PlainFrom::AnybodyBut(not) => !not.contains(&underlay),
+            PlainFrom::Only(only) => only.contains(&underlay),
+        };
+        for path in &table.paths {
+            let (peer, overlay, ranges) = (path.peer, path.overlay, path.ranges.clone());
+            match (path.way.method, path.underlay) {
+                (Method::FastDp, Some(underlay)) => {
+                    roads.peers.push(PeerPath { peer, underlay, overlay, ranges, mtu: path.mtu });
+                }
+                (Method::FastDp, None) => {}
+                (Method::Sleeve | Method::Quic, underlay) => {
+                    let of_devices = || underlay.map(|at| derived_mtu(&[at]) - SEALED_MORE);
+                    let mtu = path.mtu.or_else(of_devices);
+                    roads.sealed.push(SealedPath { peer, overlay, ranges, mtu });
+                }
+            }
+        }
+        for vtep in table.vteps.iter().filter(|vtep| admitted(vtep.underlay)) {
+            if roads.peers.iter().all(|path| path.peer != vtep.peer) {
+                let path = table.paths.iter().find(|path| path.peer == vtep.peer);
+                let ranges = path.map(|path| path.ranges.clone()).unwrap_or_default();
+                let (peer, underlay, overlay) = (vtep.peer, vtep.underlay, vtep.overlay);
+                roads.probed.push(PeerPath { peer, underlay, overlay, ranges, mtu: None });
+            }
+        }
+        roads
     }
 }
 

@@ -149,7 +149,7 @@ impl Agent {
         let (store, loaded) = Store::open(&settings.paths.data_dir, &machine)?;
         let control = ControlSocket::bind(&settings.paths.run_dir)?;
         let joined = waiting::join(&mut settings, &loaded, &control).await?;
-        let secrets = secrets(settings.identity.secret_file.as_deref())?;
+        let secrets = secrets(&settings)?;
         let (status_server, metrics_server) = match &joined {
             // They have been answering all the while.
             Some(_) => (None, None),
@@ -204,10 +204,11 @@ impl Agent {
     }
 }
 
-/// The secrets in the file, or the one that everybody knows.
-fn secrets(file: Option<&Path>) -> Result<Secrets> {
-    match file {
-        Some(path) => Ok(Secrets::from_file(path)?),
-        None => Ok(Secrets::public()),
+/// The secrets in the file, or the password, or the secret that everybody knows.
+fn secrets(settings: &Settings) -> Result<Secrets> {
+    match (&settings.identity.secret_file, settings.tunnels.password()) {
+        (Some(path), _) => Ok(Secrets::from_file(path)?),
+        (None, Some(password)) => Ok(Secrets::from_lines(password, "--password (or WEAVE_PASSWORD)")?),
+        (None, None) => Ok(Secrets::public()),
     }
 }

@@ -12,6 +12,7 @@ use weave_proto::local::status::{ControlTrust, DataEncryption, EncryptionStatus,
 use weave_proto::peer::ipam::Founding;
 use weave_proto::peer::{Features, Hello};
 use weave_router::{NodeView, Router};
+use weave_topology::Direction;
 
 use super::doors::{AddressDoor, ControlDoor, PortDoor};
 use super::kernel::KernelTask;
@@ -21,8 +22,9 @@ use crate::brain::{Brain, BrainHandle, Doers, Input, StatusReceiver, performer, 
 use crate::cni::conflist::{self, Conflist};
 use crate::cni::server::Server;
 use crate::cni::{Cni, Paths, tombstones};
-use crate::config::{IpallocInit, Settings};
+use crate::config::{IpallocInit, Method, Settings};
 use crate::control::ControlSocket;
+use crate::dataplane::driver::{self, Driver, Order, Tunnel};
 use crate::http::{MetricsServer, StatusServer};
 use crate::identity::{self, Identity};
 use crate::kube::Surroundings;
@@ -57,6 +59,9 @@ pub(super) struct Wiring {
     status: StatusReceiver,
     brain: BrainHandle,
     goodbye: watch::Receiver<bool>,
+    orders: mpsc::UnboundedSender<Order>,
+    tunnel: Option<(Result<Tunnel, String>, mpsc::UnboundedReceiver<Order>)>,
+    has_tun: bool,
 }
 
 impl Wiring {
@@ -70,7 +75,9 @@ impl Wiring {
         let identity = loaded.identity.clone();
         let nickname = settings.nickname();
         tracing::info!("Our name is {}({nickname}), start number {}", identity.name(), identity.uid());
-        let config = router_config(settings, loaded, founding)?;
+        let tunnel = tunnel(settings, &identity);
+        let has_tun = tunnel.is_ok();
+        let config = router_config(settings, loaded, founding, has_tun)?;
         let router = Router::new(config, seed()?, Instant::now())?;
         for warning in router.warnings() {
             tracing::warn!("{warning}");
@@ -80,11 +87,14 @@ impl Wiring {
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let (stop_sender, stop) = mpsc::channel(1);
         let (rejoin_sender, rejoin) = mpsc::channel(1);
+        // Without bounds of its own: it holds a few orders a peer and second, and whoever gives them must not wait.
+        let (orders, inbox_of_driver) = mpsc::unbounded_channel();
         let (goodbye_sender, goodbye) = watch::channel(false);
         let (node_status, node) = watch::channel(NodeStatus::default());
         let (notes, noted) = watch::channel(BTreeMap::new());
         let base = first_status(settings, &identity);
-        let (publisher, status) = snapshot::Publisher::new(base, fixed(settings, secrets), node, noted);
+        let fixed = fixed(settings, secrets, tunnel.as_ref().err());
+        let (publisher, status) = snapshot::Publisher::new(base, fixed, node, noted);
         Ok(Self {
             agent: Agent { tasks: task::Group::new("agent"), stop, rejoin, goodbye: goodbye_sender },
             rejoin: rejoin_sender,
@@ -101,6 +111,9 @@ impl Wiring {
             publisher: Some(publisher),
             status,
             goodbye,
+            orders,
+            tunnel: Some((tunnel, inbox_of_driver)),
+            has_tun,
         })
     }
 
@@ -111,10 +124,15 @@ impl Wiring {
     /// Opens the socket for links, at the first of the addresses that this machine has.
     pub(super) async fn bind_peers(&mut self, settings: &Settings, secrets: Secrets) -> Result<PeerNet> {
         let (events, mut news) = mpsc::channel::<PeerEvent>(PEER_EVENTS);
-        let inputs = self.inputs.clone();
+        let (inputs, orders) = (self.inputs.clone(), self.orders.clone());
         self.spawn("the way from the peers to the brain", async move {
             while let Some(event) = news.recv().await {
+                let order = order_of(&event);
                 if inputs.send(Input::Peer(event)).await.is_err() {
+                    break;
+                }
+                // After the brain, which must know the link before anything is said on it.
+                if order.is_some_and(|order| orders.send(order).is_err()) {
                     break;
                 }
             }
@@ -134,6 +152,7 @@ impl Wiring {
                 Ok(peers) => {
                     tracing::info!("Listening for peers on UDP {listen}");
                     self.follow_secrets(settings, &peers, secrets);
+                    self.spawn_driver(settings, &peers);
                     return Ok(peers);
                 }
                 Err(error) => refused = Some(error),
@@ -151,6 +170,27 @@ impl Wiring {
                 bail!("it has ended")
             });
         }
+    }
+
+    /// Starts what makes and ends sessions with the links, and the way from it to the brain.
+    fn spawn_driver(&mut self, settings: &Settings, peers: &PeerNet) {
+        let Some((tunnel, orders)) = self.tunnel.take() else { return };
+        let (reports, mut news) = mpsc::unbounded_channel();
+        let driver =
+            Driver::new(driver_settings(settings, &self.identity), tunnel, peers.keys(), orders, reports);
+        self.spawn("the driver of the tunnels", async move {
+            driver.run().await;
+            bail!("the brain has ended")
+        });
+        let inputs = self.inputs.clone();
+        self.spawn("the way from the tunnels to the brain", async move {
+            while let Some(report) = news.recv().await {
+                if inputs.send(Input::Tunnel(report)).await.is_err() {
+                    break;
+                }
+            }
+            bail!("the brain or the driver has ended")
+        });
     }
 
     /// Starts the brain and the performer.
@@ -171,6 +211,7 @@ impl Wiring {
             peers,
             hello: self.hello.clone(),
             view: self.views.clone(),
+            tunnel: self.orders.clone(),
             port: self.port,
             rejoin: self.rejoin.clone(),
             inputs: self.inputs.clone(),
@@ -187,6 +228,8 @@ impl Wiring {
             name: self.identity.name(),
             node,
             mtu: settings.node.mtu.0.map(|mtu| u32::from(mtu.get())),
+            seals: settings.tunnels.wants_encryption() || !settings.tunnels.allows(Method::FastDp),
+            has_tun: self.has_tun,
             options: HostOptions {
                 masquerade: true,
                 keep_client_addresses: settings.keeps_client_addresses(),
@@ -307,6 +350,7 @@ fn router_config(
     settings: &Settings,
     loaded: Loaded,
     founding: Option<Founding>,
+    has_tun: bool,
 ) -> Result<weave_router::Config> {
     let me = loaded.identity.name();
     let given = settings.mesh.peers.clone();
@@ -331,7 +375,7 @@ fn router_config(
             name_of: identity::name_of,
             uid: loaded.identity.uid(),
             nickname: settings.nickname(),
-            features: Features::FASTDP,
+            features: features(settings, has_tun),
             targets,
             discovery: !settings.mesh.no_discovery,
             conn_limit: settings.mesh.conn_limit.0.map(NonZeroUsize::try_from).transpose()?,
@@ -342,7 +386,10 @@ fn router_config(
         },
         ipam: weave_ipam::Config { me, universe: settings.ipam.range, mode, alone },
         restored: loaded.ipam,
-        encryption: weave_overlay::Encryption::default(),
+        encryption: weave_overlay::Encryption {
+            wanted: settings.tunnels.wants_encryption(),
+            trusted: settings.tunnels.trusted_subnets.clone(),
+        },
         ways: loaded.ways,
     })
 }
@@ -358,18 +405,74 @@ fn network(settings: &Settings) -> (Conflist, PathBuf) {
     (network, settings.kubernetes.cni_conf_dir.clone())
 }
 
-fn fixed(settings: &Settings, secrets: &Secrets) -> snapshot::Fixed {
+/// What the data plane needs to hear of a link.
+fn order_of(event: &PeerEvent) -> Option<Order> {
+    match event {
+        PeerEvent::LinkUp(up) => Some(Order::LinkUp {
+            link: up.link,
+            dialled: up.direction == Direction::Outbound,
+            addr: up.addr,
+            peer: up.hello.name,
+        }),
+        PeerEvent::LinkDown { link, reason } => {
+            Some(Order::LinkDown { link: *link, withdrawn: reason.text.contains(peer::SECRET_WITHDRAWN) })
+        }
+        PeerEvent::DialFailed { .. } | PeerEvent::Refused { .. } | PeerEvent::Message { .. } => None,
+    }
+}
+
+fn driver_settings(settings: &Settings, identity: &Identity) -> driver::Settings {
+    driver::Settings { name: identity.name(), host: settings.mesh.host }
+}
+
+/// The tunnels in user space, or why there are none.
+fn tunnel(settings: &Settings, identity: &Identity) -> Result<Tunnel, String> {
+    if !settings.tunnels.allows_user_space() {
+        return Err("not among --methods".to_owned());
+    }
+    let tunnel = Tunnel::start(&driver_settings(settings, identity));
+    if let Err(why) = &tunnel {
+        tracing::warn!(why, "there are no sealed tunnels");
+    }
+    tunnel
+}
+
+/// What this node's data plane can do.
+fn features(settings: &Settings, has_tun: bool) -> Features {
+    let tunnels = &settings.tunnels;
+    let mut features = Features::default();
+    for (has, feature) in [
+        (tunnels.allows(Method::FastDp), Features::FASTDP),
+        (has_tun && tunnels.allows(Method::Sleeve), Features::SLEEVE),
+        (has_tun && tunnels.allows(Method::Sleeve), Features::RELAY),
+        (tunnels.wants_encryption(), Features::ENCRYPT),
+    ] {
+        if has {
+            features = features.with(feature);
+        }
+    }
+    features
+}
+
+fn fixed(settings: &Settings, secrets: &Secrets, no_tunnel: Option<&String>) -> snapshot::Fixed {
     let mut warnings = secrets.warnings();
     warnings.extend(settings.notes.iter().cloned());
     if settings.node.mtu.0.is_some_and(|mtu| u32::from(mtu.get()) > 8950) {
         warnings.push("--mtu is larger than a jumbo frame leaves room for".to_owned());
+    }
+    if let Some(why) = no_tunnel.filter(|_| settings.tunnels.allows_user_space()) {
+        warnings.push(format!("there are no sealed tunnels (methods sleeve and quic): {why}"));
     }
     snapshot::Fixed {
         port: settings.mesh.port.get(),
         discovery: !settings.mesh.no_discovery,
         conn_limit: settings.mesh.conn_limit.0.map(std::num::NonZeroU32::get),
         encryption: EncryptionStatus {
-            data: DataEncryption::Disabled,
+            data: if settings.tunnels.wants_encryption() {
+                DataEncryption::Enabled
+            } else {
+                DataEncryption::Disabled
+            },
             control: if secrets.is_public() {
                 ControlTrust::PublicSecret
             } else {

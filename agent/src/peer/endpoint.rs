@@ -154,7 +154,7 @@ pub(super) fn transport() -> TransportConfig {
     clippy::expect_used,
     reason = "the crypto library's generator waits for the system's, it does not fail"
 )]
-pub(super) fn chance<const N: usize>() -> [u8; N] {
+pub(crate) fn chance<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).expect("random numbers");
     bytes

@@ -41,6 +41,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most taken from the stream at once, and so the most that is kept before a frame's header is judged.
 const READ_SIZE: usize = 16 * 1024;
 
+/// What the secrets of the data plane are exported under (RFC 8446 section 7.5).
+const EXPORT_LABEL: &[u8] = b"EXPORTER-weave-sleeve";
+
 /// What is waiting for one link: shared by the brain's side and the link's task.
 #[derive(Debug)]
 pub(super) struct Mailbox {
@@ -49,16 +52,18 @@ pub(super) struct Mailbox {
     ending: Mutex<Option<Refusal>>,
     end: Notify,
     certificate: CertificateDer<'static>,
+    connection: Connection,
 }
 
 impl Mailbox {
-    fn new(certificate: CertificateDer<'static>) -> Self {
+    fn new(certificate: CertificateDer<'static>, connection: Connection) -> Self {
         Self {
             outbox: Mutex::default(),
             more: Notify::new(),
             ending: Mutex::default(),
             end: Notify::new(),
             certificate,
+            connection,
         }
     }
 
@@ -77,6 +82,13 @@ impl Mailbox {
     /// What the peer showed to be let in.
     pub(super) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// A secret that only the two ends of this connection know, another one for each context.
+    pub(super) fn export(&self, context: &[u8]) -> Option<[u8; 32]> {
+        let mut secret = [0; 32];
+        self.connection.export_keying_material(&mut secret, EXPORT_LABEL, context).ok()?;
+        Some(secret)
     }
 
     async fn closed(&self) -> Refusal {
@@ -145,7 +157,7 @@ pub(super) async fn greet(
                 key,
                 hello: theirs,
                 nonce: own.nonce,
-                mailbox: Arc::new(Mailbox::new(certificate)),
+                mailbox: Arc::new(Mailbox::new(certificate, connection.clone())),
             })
         }
         Err(Ending::Lost(reason)) => {

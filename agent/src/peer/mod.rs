@@ -43,6 +43,7 @@ use crate::identity::Identity;
 use crate::task::{self, Task};
 pub use data::{Data, DataEvent};
 use door::{Command, Door};
+pub(crate) use endpoint::chance;
 use link::{Mailbox, lock};
 pub use secret::{SecretError, Secrets};
 use tls::Trust;
@@ -54,6 +55,9 @@ pub const DEFAULT_PORT: u16 = 6783;
 /// How often a watched secret file is looked at. It is read and compared: that sees every way of changing a file,
 /// also Kubernetes' exchange of a symbolic link two folders up, and costs nothing.
 pub const SECRETS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Why a link ends whose secret was taken back.
+pub const SECRET_WITHDRAWN: &str = "the cluster secret that this link was made with is no longer valid";
 
 /// How long each half of [`PeerNet::shutdown`] may take: the words, and the closing packets.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -132,6 +136,20 @@ struct Shared {
     data: Option<Data>,
 }
 
+/// What the data plane may take from links: secrets, never what is said on them.
+#[derive(Debug, Clone)]
+pub struct LinkKeys {
+    shared: Arc<Shared>,
+}
+
+impl LinkKeys {
+    /// A secret that only the two ends of a link know, another one for each context; none if the link is gone.
+    #[must_use]
+    pub fn export(&self, link: LinkId, context: &[u8]) -> Option<[u8; 32]> {
+        lock(&self.shared.links).get(&link)?.export(context)
+    }
+}
+
 /// All links of this peer. Dropping it cuts them; [`shutdown`](Self::shutdown) says goodbye first.
 pub struct PeerNet {
     hands: Hands,
@@ -182,6 +200,12 @@ impl PeerNet {
     /// The system does not say.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.hands.endpoint.local_addr()
+    }
+
+    /// The secrets of the links.
+    #[must_use]
+    pub fn keys(&self) -> LinkKeys {
+        LinkKeys { shared: Arc::clone(&self.hands.shared) }
     }
 
     /// Tries to connect to `addr`.
@@ -251,10 +275,7 @@ impl Hands {
 
     async fn set_secrets(&self, secrets: Secrets) -> Result<(), BindError> {
         let trust = grow(secrets, self.identity.clone()).await?;
-        let withdrawn = Refusal {
-            code: RefusalCode::Goodbye,
-            text: "the cluster secret that this link was made with is no longer valid".to_owned(),
-        };
+        let withdrawn = Refusal { code: RefusalCode::Goodbye, text: SECRET_WITHDRAWN.to_owned() };
         self.endpoint.set_server_config(Some(endpoint::server_config(&trust)));
         for mailbox in lock(&self.shared.links).values() {
             if !trust.believes(mailbox.certificate()) {

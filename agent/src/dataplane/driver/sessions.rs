@@ -1,0 +1,187 @@
+//! Which sessions there are, which of a peer's is sent with, and when one is of no use any more.
+//!
+//! ```text
+//!   link up ── own offer said ── peer's offer heard ──> open ── anything authentic heard ──> heard
+//!                                                        |                                     |
+//!   link down ───────────────────────────────────────────┴──> orphan ── successor heard, or silence ──> closed
+//! ```
+//!
+//! A session outlives its link: packets need no control connection. Of several sessions with one peer the newest that
+//! has been heard is sent with; so a new link, or two of them at once, interrupts nothing. What ends one at once is the
+//! withdrawal of the secret that let its peer in.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use weave_proto::PeerName;
+use weave_topology::LinkId;
+
+/// How long an orphan still opens records after its successor was heard: longer than anything is on its way.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// How long an orphan without a successor may be silent: its peer may only have lost the control connection.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// For how long a new session greets the other end, which may open it a little later.
+const GREETING_TIME: Duration = Duration::from_secs(5);
+
+/// One session.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub(super) peer: PeerName,
+    /// The link whose keys it has, while that is up.
+    pub(super) link: Option<LinkId>,
+    /// Where the peer was when it began.
+    pub(super) remote: SocketAddr,
+    /// The order in which sessions were opened.
+    number: u64,
+    opened: Instant,
+    /// How much was received when that was last looked at.
+    received: u64,
+    heard: Option<Instant>,
+    orphan: Option<Instant>,
+}
+
+/// All of them, by the own index.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    all: BTreeMap<u32, Session>,
+    opened: u64,
+}
+
+impl Sessions {
+    pub(super) fn open(
+        &mut self,
+        index: u32,
+        (peer, link): (PeerName, LinkId),
+        remote: SocketAddr,
+        now: Instant,
+    ) {
+        self.opened += 1;
+        let (number, link) = (self.opened, Some(link));
+        let session =
+            Session { peer, link, remote, number, opened: now, received: 0, heard: None, orphan: None };
+        self.all.insert(index, session);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(super) fn contains(&self, index: u32) -> bool {
+        self.all.contains_key(&index)
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.all.clear();
+    }
+
+    /// The own index of the session to send to a peer with, and the session.
+    pub(super) fn to(&self, peer: PeerName) -> Option<(u32, &Session)> {
+        let theirs = self.all.iter().filter(|(_, session)| session.peer == peer);
+        theirs
+            .max_by_key(|(_, session)| (session.heard.is_some(), session.number))
+            .map(|(&index, session)| (index, session))
+    }
+
+    /// Everybody with whom there is one.
+    pub(super) fn peers(&self) -> std::collections::BTreeSet<PeerName> {
+        self.all.values().map(|session| session.peer).collect()
+    }
+
+    /// The link is gone. With `withdrawn` its session must go too, and its index is returned.
+    pub(super) fn link_down(&mut self, link: LinkId, withdrawn: bool, now: Instant) -> Option<u32> {
+        let (&index, session) = self.all.iter_mut().find(|(_, session)| session.link == Some(link))?;
+        session.link = None;
+        session.orphan = Some(now);
+        withdrawn.then(|| self.all.remove(&index))?;
+        Some(index)
+    }
+
+    /// Notes how much each has received, and returns those to be closed, which are forgotten here.
+    pub(super) fn look(&mut self, received: impl Fn(u32) -> Option<u64>, now: Instant) -> Vec<u32> {
+        for (&index, session) in &mut self.all {
+            let count = received(index).unwrap_or(0);
+            if count != session.received {
+                session.received = count;
+                session.heard = Some(now);
+            }
+        }
+        let is_over = |index: &u32, session: &Session| {
+            let Some(orphan) = session.orphan else { return false };
+            let succeeded = self.to(session.peer).is_some_and(|(newest, _)| newest != *index);
+            let silent_since = session.heard.map_or(orphan, |heard| heard.max(orphan));
+            (succeeded && now >= orphan + LINGER) || now >= silent_since + SILENCE
+        };
+        let over: Vec<u32> = self
+            .all
+            .iter()
+            .filter(|(index, session)| is_over(index, session))
+            .map(|(&index, _)| index)
+            .collect();
+        for index in &over {
+            self.all.remove(index);
+        }
+        over
+    }
+
+    /// Those that are to greet the other end now and then.
+    pub(super) fn greeting(&self, now: Instant) -> Vec<u32> {
+        let is_new = |session: &&Session| session.heard.is_none() && now < session.opened + GREETING_TIME;
+        self.all.iter().filter(|(_, session)| is_new(session)).map(|(&index, _)| index).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: PeerName = PeerName::from_bits([2, 0, 0, 0, 0, 7]);
+
+    fn two() -> (Sessions, Instant) {
+        let (mut sessions, now) = (Sessions::default(), Instant::now());
+        let remote = SocketAddr::from(([192, 0, 2, 1], 6785));
+        sessions.open(11, (PEER, LinkId(1)), remote, now);
+        sessions.look(|index| (index == 11).then_some(5), now);
+        sessions.open(22, (PEER, LinkId(2)), remote, now);
+        (sessions, now)
+    }
+
+    fn sent_with(sessions: &Sessions) -> Option<u32> {
+        sessions.to(PEER).map(|(index, _)| index)
+    }
+
+    #[test]
+    fn sending_moves_to_a_new_session_when_something_was_heard_in_it() {
+        let (mut sessions, now) = two();
+        assert_eq!(sent_with(&sessions), Some(11));
+        assert_eq!(sessions.greeting(now), [22]);
+        sessions.look(|_| Some(5), now);
+        assert_eq!(sent_with(&sessions), Some(22));
+        assert!(sessions.greeting(now).is_empty());
+    }
+
+    #[test]
+    fn a_session_outlives_its_link_until_its_successor_was_heard_or_nothing_is_heard_for_long() {
+        let (mut sessions, now) = two();
+        assert_eq!(sessions.link_down(LinkId(1), false, now), None);
+        assert!(sessions.look(|_| Some(5), now).is_empty());
+        assert_eq!(sessions.look(|_| Some(5), now + LINGER), [11]);
+        assert_eq!(sent_with(&sessions), Some(22));
+        assert_eq!(sessions.link_down(LinkId(2), false, now + LINGER), None);
+        assert!(sessions.look(|_| Some(6), now + SILENCE).is_empty());
+        assert!(sessions.look(|_| Some(6), now + SILENCE + LINGER).is_empty());
+        assert_eq!(sessions.look(|_| Some(6), now + SILENCE * 2), [22]);
+        assert!(sessions.is_empty());
+    }
+
+    #[test]
+    fn a_session_whose_secret_was_withdrawn_ends_with_its_link() {
+        let (mut sessions, now) = two();
+        assert_eq!(sessions.link_down(LinkId(1), true, now), Some(11));
+        assert!(!sessions.contains(11) && sessions.contains(22));
+        assert_eq!(sessions.link_down(LinkId(9), true, now), None);
+    }
+}
