@@ -1,0 +1,126 @@
+//! What pods send to other nodes can be read by nobody on the way, where that is wanted.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use weave_netns::capture::Capture;
+use weave_netns::host::UPLINK;
+use weave_netns::probe::{self, Flow};
+use weave_netns::{eventually, run_in_lab};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The pace of a flow that notices a gap.
+const PACE: Duration = Duration::from_millis(20);
+/// Strong enough that nothing is warned of.
+const PASSWORD: &str = "--password=Ndq0zJk1fR2uQmTg7xVwYb4cHs8eLpAo";
+/// What must not be seen on an uplink: the kernel's tunnel, and packets of pods that are in no tunnel.
+const IN_CLEAR: &str = "udp port 6784 or net 10.32.0.0/12";
+
+#[test]
+fn with_a_password_packets_of_pods_travel_sealed_and_nothing_of_them_in_clear() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh_with(&["a", "b"], |options| options.flag(PASSWORD))?;
+        let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
+        let _servers = [one.serve()?, other.serve()?];
+        let node = hosts[0].ns()?;
+        let clear = Capture::start(&node, UPLINK, IN_CLEAR)?;
+        let sealed = Capture::start(&node, UPLINK, "udp port 6785")?;
+        eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
+        probe::bulk(one.ns(), other.service(), 4 << 20)?;
+        probe::bulk(other.ns(), one.service(), 4 << 20)?;
+        probe::reach(&node, other.service(), "other")?;
+        sealed.wait(PATIENCE)?;
+        let seen = clear.finish()?;
+        ensure!(seen.is_empty(), "seen in clear: {seen:?}");
+        let connections = hosts[0].status(&["connections"])?;
+        ensure!(connections[0]["method"]["name"] == "sleeve", "{connections}");
+        ensure!(connections[0]["method"]["encrypted"] == true, "{connections}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_largest_packet_passes_sealed_and_a_larger_one_is_refused_at_once() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh_with(&["a", "b"], |options| options.flag(PASSWORD))?;
+        let (pod, other) = (hosts[0].pod("pod")?, hosts[1].pod("other")?);
+        let shown = pod.ns().ip("-o link show dev eth0")?;
+        let mtu = shown.split_whitespace().skip_while(|word| *word != "mtu").nth(1).unwrap_or_default();
+        let mtu: u32 = mtu.parse()?;
+        ensure!(mtu == 1440, "60 of the uplink's 1500 bytes are needed, and a pod's MTU is {mtu}");
+        eventually(PATIENCE, "a small packet passes", || probe::ping(pod.ns(), other.address()))?;
+        eventually(PATIENCE, "the largest passes", || probe::ping_sized(pod.ns(), other.address(), mtu))?;
+        ensure!(probe::ping_sized(pod.ns(), other.address(), mtu + 1).is_err(), "too large a packet passed");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_agent_that_dies_leaks_nothing_and_its_successor_takes_the_flows_over() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh_with(&["a", "b"], |options| options.flag(PASSWORD))?;
+        let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
+        let _servers = [one.serve()?, other.serve()?];
+        eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
+        let clear = Capture::start(&*hosts[0].ns()?, UPLINK, IN_CLEAR)?;
+        let flow = Flow::tcp(one.ns(), other.service(), PACE)?;
+        for host in &hosts {
+            host.kill_agent()?;
+            ensure!(
+                probe::ping(one.ns(), other.address()).is_err(),
+                "somebody carries packets without an agent"
+            );
+            host.relaunch()?;
+            host.wait_ready()?;
+            eventually(PATIENCE, "the pods talk again", || probe::ping(one.ns(), other.address()))?;
+        }
+        // A TCP flow outlives the gap.
+        eventually(PATIENCE, "new flows, too", || probe::reach(one.ns(), other.service(), "other"))?;
+        let report = flow.finish()?;
+        ensure!(report.sent > 50 && report.lost == 0, "{report:?}");
+        let seen = clear.finish()?;
+        ensure!(seen.is_empty(), "seen in clear: {seen:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn without_a_password_the_kernel_carries_packets_and_where_its_port_is_blocked_they_travel_sealed() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh(&["a", "b"])?;
+        let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
+        let _servers = [one.serve()?, other.serve()?];
+        eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
+        let method = || -> Result<String> {
+            Ok(hosts[0].status(&["connections"])?[0]["method"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned())
+        };
+        eventually(PATIENCE, "the kernel's tunnel is used", || {
+            let name = method()?;
+            ensure!(name == "fastdp", "{name}");
+            Ok(())
+        })?;
+        let flow = Flow::tcp(one.ns(), other.service(), PACE)?;
+        lab.underlay().nft(
+            "table bridge block {\n chain forward {\n  type filter hook forward priority 0;\n  udp dport 6784 drop\n }\n}\n",
+        )?;
+        eventually(PATIENCE, "the pods talk in spite of the block", || {
+            probe::ping(one.ns(), other.address())?;
+            let name = method()?;
+            ensure!(name == "sleeve", "{name}");
+            Ok(())
+        })?;
+        lab.underlay().nft("delete table bridge block\n")?;
+        eventually(PATIENCE * 3, "the better way is used again", || {
+            let name = method()?;
+            ensure!(name == "fastdp", "{name}");
+            Ok(())
+        })?;
+        probe::reach(one.ns(), other.service(), "other")?;
+        let report = flow.finish()?;
+        ensure!(report.lost == 0, "{report:?}");
+        Ok(())
+    });
+}
