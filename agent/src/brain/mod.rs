@@ -42,7 +42,7 @@ pub use snapshot::{Fixed, StatusReceiver};
 /// flood of gossip does not hold up the clock.
 const INPUTS_PER_TURN: usize = 64;
 
-/// The least time between two status documents: a document of a thousand addresses takes a while to build, and nobody
+/// The least time between two status documents that nobody waits for: a document of a thousand addresses takes a while to build, and nobody
 /// reads more than a few a second.
 const SNAPSHOT_PACE: Duration = Duration::from_millis(50);
 
@@ -198,11 +198,17 @@ impl Brain {
             effects.extend(self.effect(output));
         }
         effects.extend(told.into_iter().map(Effect::Tell));
-        self.snapshots.publish_if_due(&self.router, Instant::now());
+        if !effects.is_empty() {
+            self.snapshots.mark_changed();
+        }
+        if shows_in_status(&effects) {
+            self.snapshots.publish(&self.router, Instant::now());
+        } else {
+            self.snapshots.publish_if_due(&self.router, Instant::now());
+        }
         if effects.is_empty() {
             return Ok(());
         }
-        self.snapshots.mark_changed();
         self.effects.send(effects).await.map_err(|_| PerformerGone)
     }
 
@@ -235,6 +241,12 @@ impl Brain {
             }
         })
     }
+}
+
+/// Whether somebody is answered that something has changed: whoever asks for the status after the answer must see it.
+fn shows_in_status(effects: &[Effect]) -> bool {
+    let changes = effects.iter().any(|effect| matches!(effect, Effect::Persist(_)));
+    changes && effects.iter().any(|effect| matches!(effect, Effect::Reply(..) | Effect::Tell(_)))
 }
 
 /// The performer has ended, so nothing can be done any more.

@@ -1,4 +1,5 @@
-//! The status document: put together from the rooms' own views, published at a bounded pace.
+//! The status document: put together from the rooms' own views. Whoever was answered that something has changed reads
+//! it in the document; what changes by itself is published at a bounded pace.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ pub struct Fixed {
     pub warnings: Vec<String>,
 }
 
-/// Publishes a new document when something has changed, at most one a [`SNAPSHOT_PACE`].
+/// Publishes a new document when something has changed: at once before somebody is answered that it has, else at
+/// most one a [`SNAPSHOT_PACE`].
 pub struct Publisher {
     base: Status,
     fixed: Fixed,
@@ -66,11 +68,16 @@ impl Publisher {
     /// Publishes if something has changed and the last document is old enough.
     pub(super) fn publish_if_due(&mut self, router: &Router, now: Instant) {
         if self.last.is_none() || self.due().is_some_and(|at| at <= now) {
-            self.changed = false;
-            self.last = Some(now);
-            let document = self.document(router, now);
-            self.to.send_replace(Arc::new(document));
+            self.publish(router, now);
         }
+    }
+
+    /// Publishes now.
+    pub(super) fn publish(&mut self, router: &Router, now: Instant) {
+        self.changed = false;
+        self.last = Some(now);
+        let document = self.document(router, now);
+        self.to.send_replace(Arc::new(document));
     }
 
     fn document(&mut self, router: &Router, now: Instant) -> Status {
