@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -11,7 +12,9 @@ use weave_proto::local::status::NodeStatus;
 use weave_router::NodeView;
 
 use crate::brain::Input;
+use crate::cni::records::delegated_ports;
 use crate::net::{self, HostOptions, Node, NodeState, PeerPath, SealedPath, mtu};
+use crate::store::Presence;
 
 /// How often the counters of refused packets are read. They are shown to people and scraped by Prometheus, which asks
 /// every 15 s or so.
@@ -26,6 +29,10 @@ pub(super) struct KernelTask {
     pub(super) name: PeerName,
     /// The room.
     pub(super) node: Node,
+    /// Where the pods are recorded whose addresses other IPAM plugins gave.
+    pub(super) data_dir: PathBuf,
+    /// By which it shows that the store was deleted.
+    pub(super) presence: Option<Presence>,
     /// The MTU that the operator chose; none to derive it.
     pub(super) mtu: Option<u32>,
     /// Whether pods' packets are small enough to be sealed from the start, since they will be.
@@ -83,9 +90,14 @@ impl KernelTask {
             probed,
             sealed,
             has_tun: self.has_tun,
-            pods: view.pods,
+            pods: view.pods.into_iter().chain(delegated_ports(&self.data_dir)).collect(),
             options: self.options.clone(),
         }
+    }
+
+    /// That what is given out cannot be made durable, if so.
+    fn lost_store(&self) -> Option<String> {
+        self.presence.as_ref()?.check().err().map(|gone| gone.to_string())
     }
 
     /// Puts the node's part of the status together, and has a new document built if it differs.
@@ -100,7 +112,7 @@ impl KernelTask {
             // Counted by the brain, which gives out their addresses.
             pods: 0,
             problems: health.problems,
-            warnings: health.foreign_firewall.into_iter().collect(),
+            warnings: health.foreign_firewall.into_iter().chain(self.lost_store()).collect(),
             repairs: BTreeMap::from([("kernel state".to_owned(), health.repairs)]),
             drops: drops.iter().map(|(drop, count)| (drop.name().to_owned(), count.packets)).collect(),
         };

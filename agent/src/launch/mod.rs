@@ -163,8 +163,9 @@ impl Agent {
         let founding = joined.as_ref().and_then(|joined| joined.founding.clone());
         let mut wiring = Wiring::new(&settings, loaded, founding, &secrets)?;
         let peers = wiring.bind_peers(&settings, secrets).await?;
+        let presence = store.presence();
         wiring.spawn_brain(store, peers);
-        wiring.spawn_kernel(&settings, node.clone());
+        wiring.spawn_kernel(&settings, node.clone(), presence);
         wiring.spawn_doors(&settings, node, control)?;
         wiring.spawn_watching(status_server, metrics_server);
         if let Some(joined) = joined {

@@ -30,7 +30,7 @@ use crate::identity::{self, Identity};
 use crate::kube::Surroundings;
 use crate::net::{ForwardAccept, HostOptions, Node};
 use crate::peer::{self, PeerEvent, PeerNet, Secrets};
-use crate::store::{Loaded, Store};
+use crate::store::{Loaded, Presence, Store};
 use crate::task;
 
 /// Inputs that may wait for the brain. A burst of a few hundred requests fits; more wait at their own door.
@@ -223,10 +223,12 @@ impl Wiring {
     }
 
     /// Starts the way from the brain's view of the node to the kernel.
-    pub(super) fn spawn_kernel(&mut self, settings: &Settings, node: Node) {
+    pub(super) fn spawn_kernel(&mut self, settings: &Settings, node: Node, presence: Option<Presence>) {
         let kernel = KernelTask {
             name: self.identity.name(),
             node,
+            data_dir: settings.paths.data_dir.clone(),
+            presence,
             mtu: settings.node.mtu.0.map(|mtu| u32::from(mtu.get())),
             seals: settings.tunnels.wants_encryption() || !settings.tunnels.allows(Method::FastDp),
             has_tun: self.has_tun,

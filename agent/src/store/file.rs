@@ -11,10 +11,11 @@
 
 use std::fmt::Display;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use redb::backends::InMemoryBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
@@ -28,11 +29,75 @@ const CACHE_BYTES: usize = 1024 * 1024;
 /// Only root reads the identity.
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
+/// How long another process may take to end. A killed agent's memory is gone in milliseconds, on a machine that is
+/// short of memory in a second or two; longer, and it is not about to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two looks.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
     builder
+}
+
+/// Opens a store, and waits for a process that has it to end: one that was killed holds its locks until the kernel
+/// has taken it apart.
+pub(super) fn patiently(
+    data_dir: &Path,
+    open: impl Fn() -> Result<Store, StoreError>,
+) -> Result<Store, StoreError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let mut told = false;
+    loop {
+        match open() {
+            Err(StoreError::InUse { .. }) if Instant::now() < deadline => {
+                if !told {
+                    let (dir, patience) = (data_dir.display(), LOCK_PATIENCE);
+                    tracing::info!(
+                        "Another process has the store in {dir}: waiting {patience:?} for it to end"
+                    );
+                    told = true;
+                }
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Which file a store is in, by which its absence shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presence {
+    path: PathBuf,
+    /// The file's device and number.
+    number: (u64, u64),
+}
+
+impl Presence {
+    fn of(path: PathBuf) -> Result<Self, StoreError> {
+        match std::fs::metadata(&path) {
+            Ok(found) => Ok(Self { path, number: (found.dev(), found.ino()) }),
+            Err(error) => Err(StoreError::Unusable { path, error }),
+        }
+    }
+
+    /// Where the file is, or was.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file is still there. Anything but its absence is no reason to doubt it.
+    ///
+    /// # Errors
+    /// It is not: [`StoreError::Gone`].
+    pub fn check(&self) -> Result<(), StoreError> {
+        let gone = match std::fs::metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.number,
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        if gone { Err(StoreError::Gone { path: self.path.clone() }) } else { Ok(()) }
+    }
 }
 
 /// Takes the directory for this process alone, and makes it if need be.
@@ -72,14 +137,15 @@ impl Store {
             Err(error) => return Err(StoreError::Unusable { path, error }),
         }
         let database = reopen(&path)?;
-        let store = Self { place: Place::File { path, _lock: lock }, database };
+        let presence = Presence::of(path)?;
+        let store = Self { place: Place::File { presence, _lock: lock }, database };
         migrations::run(&store)?;
         Ok(store)
     }
 
     /// Sets the file aside, under the name of the peer that it belongs to, and makes a new one.
     pub(super) fn renewed(self, old: &Identity) -> Result<(Self, op::Found), StoreError> {
-        let Place::File { path, _lock: lock } = self.place else {
+        let Place::File { presence: Presence { path, .. }, _lock: lock } = self.place else {
             return Err(damaged(&self.place, &"a store in memory is never from another machine"));
         };
         drop(self.database);
@@ -93,7 +159,7 @@ impl Store {
 impl Store {
     /// Sets the file aside, under this name. Returns where it is.
     pub(super) fn moved_aside(self, name: &str) -> Result<PathBuf, StoreError> {
-        let Place::File { path, _lock: lock } = self.place else {
+        let Place::File { presence: Presence { path, .. }, _lock: lock } = self.place else {
             return Err(damaged(&self.place, &"a store in memory is never set aside"));
         };
         drop(self.database);

@@ -28,6 +28,9 @@
 //!
 //! **One process.** The data directory is locked (`flock`) from [`Store::open`] until the store is dropped.
 //!
+//! **A deleted file** takes writes as before, and a restart would know nothing of them. So each commit looks whether
+//! its file is still the one in the directory, and fails if not.
+//!
 //! **A failed commit** (a full disk) leaves what was there before, and every commit after it fails too: whoever
 //! asked for it has already changed its mind in memory, so the only way on is to start again from what is on the
 //! disk. The agent ends; the pods talk on.
@@ -42,7 +45,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::identity::{Identity, IdentityError, Machine};
-pub use file::files;
+pub use file::{Presence, files};
 pub use op::Loaded;
 pub use weave_router::StoreOp;
 
@@ -117,6 +120,16 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// The file that is open is no longer the one that a restart would find.
+    #[error(
+        "the store {path} was deleted or replaced while the agent runs, so nothing more can be promised: stop the agent, \
+         put the data directory back from a copy, or start again without it: this node then joins as a new peer, and \
+         `weave rmpeer` on another node frees the addresses of the old one"
+    )]
+    Gone {
+        /// The file.
+        path: PathBuf,
+    },
     /// A later version wrote it.
     #[error(
         "the store {path} was written by a later version of weave (schema {found}, this one knows up to {known}): \
@@ -175,7 +188,7 @@ pub struct Store {
 /// Where the bytes are.
 enum Place {
     /// In a file, under a lock on its directory that ends with this value.
-    File { path: PathBuf, _lock: File },
+    File { presence: Presence, _lock: File },
     /// In memory: the twin for tests, which runs the same code on the same tables.
     Memory,
 }
@@ -183,14 +196,13 @@ enum Place {
 impl Store {
     /// Opens the store in `data_dir`, makes it if there is none, and counts this start. What it holds is read
     /// whole, so that damage shows now and not later. A store that was made on another machine is set aside and
-    /// a new one is made, with a new identity.
+    /// a new one is made, with a new identity. Waits a moment for another process to end that has it.
     ///
     /// # Errors
     /// See [`StoreError`]. Whatever the error, the file is as it was.
     pub fn open(data_dir: &Path, machine: &Machine) -> Result<(Self, Loaded), StoreError> {
-        let lock = file::lock(data_dir)?;
-        let path = data_dir.join(FILE_NAME);
-        let mut store = Self::whole(path, lock)?;
+        let mut store =
+            file::patiently(data_dir, || Self::whole(data_dir.join(FILE_NAME), file::lock(data_dir)?))?;
         let mut found = op::load(&store)?;
         if let Some(identity) = found.identity.as_ref().filter(|known| !known.machine.may_be(machine)) {
             let old = Identity::from_seed(identity.seed()?, identity.uid())?;
@@ -247,8 +259,20 @@ impl Store {
         if changes.is_empty() {
             return Ok(());
         }
+        if let Place::File { presence, .. } = &self.place {
+            presence.check()?;
+        }
         write(&self.database, &changes)
             .map_err(|error| StoreError::Commit { path: self.place.path(), reason: error.to_string() })
+    }
+
+    /// By which others see whether the file is still there; none for a store in memory.
+    #[must_use]
+    pub fn presence(&self) -> Option<Presence> {
+        match &self.place {
+            Place::File { presence, .. } => Some(presence.clone()),
+            Place::Memory => None,
+        }
     }
 
     /// All of a table, in the order of keys.
@@ -260,7 +284,7 @@ impl Store {
 impl Place {
     fn path(&self) -> PathBuf {
         match self {
-            Self::File { path, .. } => path.clone(),
+            Self::File { presence, .. } => presence.path().to_owned(),
             Self::Memory => PathBuf::from("(in memory)"),
         }
     }

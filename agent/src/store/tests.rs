@@ -104,6 +104,33 @@ fn a_second_process_is_told_who_is_in_the_way() {
 }
 
 #[test]
+fn a_process_that_is_about_to_end_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir).0;
+    let path = dir.path().to_owned();
+    let next = std::thread::spawn(move || Store::open(&path, &machine()).map(drop));
+    drop(store);
+    next.join().unwrap().unwrap();
+}
+
+#[test]
+fn nothing_is_promised_on_a_file_that_somebody_deleted_or_replaced() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir).0;
+    let presence = store.presence().unwrap();
+    presence.check().unwrap();
+    let copy = std::fs::read(dir.path().join(FILE_NAME)).unwrap();
+
+    std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+    let error = store.commit(everything()).unwrap_err();
+    assert!(matches!(error, StoreError::Gone { .. }), "{error}");
+
+    std::fs::write(dir.path().join(FILE_NAME), copy).unwrap();
+    let error = presence.check().unwrap_err();
+    assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
+}
+
+#[test]
 fn a_store_of_a_later_schema_is_left_alone() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir).0;
