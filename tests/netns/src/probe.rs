@@ -173,7 +173,9 @@ pub fn bulk(from: &Netns, server: SocketAddr, bytes: usize) -> Result<()> {
 pub struct FlowReport {
     /// How many questions were asked.
     pub sent: u64,
-    /// How many were never answered.
+    /// How many of them this machine's own kernel refused to send, and why it refused the last.
+    pub unsent: (u64, Option<String>),
+    /// How many were never answered, those that were not sent included.
     pub lost: u64,
     /// Which ones, the first few, counted from zero.
     pub missing: Vec<u64>,
@@ -239,13 +241,15 @@ fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let mut answered = Vec::new();
     let (mut sent, mut next) = (0_u64, Instant::now());
-    let mut log = Silence::new();
+    let (mut log, mut unsent) = (Silence::new(), (0, None));
     // After the last question the flow listens on, so that an answer under way is not counted as lost.
     while !ending.load(Ordering::Relaxed) || next.elapsed() < PATIENCE {
         let asking = !ending.load(Ordering::Relaxed);
         if asking && next <= Instant::now() {
             // Where there is no route to the server, that question is lost, no more.
-            let _ = socket.send_to(&sent.to_be_bytes(), server);
+            if let Err(error) = socket.send_to(&sent.to_be_bytes(), server) {
+                unsent = (unsent.0 + 1, Some(error.to_string()));
+            }
             sent += 1;
             next += pace;
         }
@@ -261,7 +265,7 @@ fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
     }
     let answered: BTreeSet<u64> = answered.into_iter().collect();
     let missing = (0..sent).filter(|number| !answered.contains(number)).take(MISSING).collect();
-    Ok(FlowReport { sent, lost: sent - answered.len() as u64, missing, longest_silence: log.longest })
+    Ok(FlowReport { sent, unsent, lost: sent - answered.len() as u64, missing, longest_silence: log.longest })
 }
 
 fn tcp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<FlowReport> {
@@ -281,7 +285,7 @@ fn tcp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
         sent += 1;
         pause(pace);
     }
-    Ok(FlowReport { sent, lost: 0, missing: Vec::new(), longest_silence: log.longest })
+    Ok(FlowReport { sent, unsent: (0, None), lost: 0, missing: Vec::new(), longest_silence: log.longest })
 }
 
 /// Measures the longest time between two answers.
