@@ -20,7 +20,8 @@ use crate::net::names::Mac;
 /// The name of both tables.
 pub const TABLE: &str = "weave";
 
-const SUBSYSTEM: u16 = 10 << 8;
+/// The number of nftables among netfilter's subsystems, as it stands in a message's type.
+pub(crate) const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 pub(super) const NEWSETELEM: u16 = SUBSYSTEM | 12;
@@ -80,12 +81,14 @@ pub enum Set {
     Peers6,
     /// Tunnel end point's MAC and address range of each peer: what may come out of the tunnel.
     Sources,
+    /// Addresses of this node's pods that are not of the universe.
+    Guests,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Pods, Self::PortMacs, Self::Ports, Self::Peers4, Self::Peers6, Self::Sources];
+    pub const ALL: [Self; 7] =
+        [Self::Pods, Self::PortMacs, Self::Ports, Self::Peers4, Self::Peers6, Self::Sources, Self::Guests];
 
     /// The set's name.
     #[must_use]
@@ -97,6 +100,7 @@ impl Set {
             Self::Peers4 => "peers4",
             Self::Peers6 => "peers6",
             Self::Sources => "sources",
+            Self::Guests => "guests",
         }
     }
 
@@ -107,7 +111,7 @@ impl Set {
             Self::Pods => "type ifname . ether_addr . ipv4_addr",
             Self::PortMacs => "type ifname . ether_addr",
             Self::Ports => "type ifname",
-            Self::Peers4 => "type ipv4_addr",
+            Self::Peers4 | Self::Guests => "type ipv4_addr",
             Self::Peers6 => "type ipv6_addr",
             Self::Sources => "type ether_addr . ipv4_addr; flags interval",
         }
@@ -118,7 +122,7 @@ impl Set {
     pub const fn family(self) -> Family {
         match self {
             Self::Pods | Self::PortMacs | Self::Ports => Family::Bridge,
-            Self::Peers4 | Self::Peers6 | Self::Sources => Family::Inet,
+            Self::Peers4 | Self::Peers6 | Self::Sources | Self::Guests => Family::Inet,
         }
     }
 }
@@ -160,6 +164,8 @@ pub enum Element {
         /// The last address.
         last: Ipv4Addr,
     },
+    /// The address of a pod of this node that is not of the universe.
+    Guest(Ipv4Addr),
 }
 
 /// An element as the kernel keeps it.
@@ -217,6 +223,7 @@ impl Element {
             Self::Peer4(_) => Set::Peers4,
             Self::Peer6(_) => Set::Peers6,
             Self::Source { .. } => Set::Sources,
+            Self::Guest(_) => Set::Guests,
         }
     }
 
@@ -229,7 +236,7 @@ impl Element {
             }
             Self::PortMac { port, mac } => [name_field(port), mac_field(*mac)].concat(),
             Self::Port { port } => name_field(port),
-            Self::Peer4(address) => address.octets().to_vec(),
+            Self::Peer4(address) | Self::Guest(address) => address.octets().to_vec(),
             Self::Peer6(address) => address.octets().to_vec(),
             Self::Source { mac, first, last } => {
                 let field = |address: &Ipv4Addr| [mac_field(*mac), address.octets().to_vec()].concat();
@@ -247,7 +254,7 @@ impl fmt::Display for Element {
             Self::Pod { port, mac, address } => write!(f, "\"{port}\" . {mac} . {address}"),
             Self::PortMac { port, mac } => write!(f, "\"{port}\" . {mac}"),
             Self::Port { port } => write!(f, "\"{port}\""),
-            Self::Peer4(address) => write!(f, "{address}"),
+            Self::Peer4(address) | Self::Guest(address) => write!(f, "{address}"),
             Self::Peer6(address) => write!(f, "{address}"),
             Self::Source { mac, first, last } if first == last => write!(f, "{mac} . {first}"),
             Self::Source { mac, first, last } => write!(f, "{mac} . {first}-{last}"),

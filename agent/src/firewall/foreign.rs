@@ -6,7 +6,7 @@
 //! packet through (see [`crate::net::probe`]); this module tells when that is worth while, and who could be to blame.
 //!
 //! For iptables there is a remedy that undoes nothing of the administrator's: two rules at the head of FORWARD that
-//! accept what comes from and goes to the universe, marked by a comment, put there only where the chain exists and
+//! accept what comes from and goes to the pods' bridge, marked by a comment, put there only where the chain exists and
 //! a packet was dropped, and removed by `reset`. For other firewalls there is only the message.
 
 use std::fmt;
@@ -18,6 +18,7 @@ use weave_proto::Cidr;
 
 use super::elements::{Message, TABLE};
 use super::inspect::{GENERIC, GETCHAIN, NEWCHAIN};
+use crate::net::names::BRIDGE;
 use crate::net::{NetError, Netlink, attributes};
 
 /// The comment on our rules, by which they are found again. One word, so that `iptables -S` needs no unquoting.
@@ -116,17 +117,15 @@ pub fn complaint(universe: Cidr, chains: &[ForwardChain]) -> String {
     )
 }
 
-/// Accepts the universe at the head of FORWARD, in each iptables that has such a chain. Returns what was done.
+/// Accepts what comes from and goes to the pods' bridge at the head of FORWARD, in each iptables that has such a chain. Returns what was done.
 ///
 /// # Errors
 /// An iptables that should have taken the rules did not.
-pub fn accept(universe: Cidr, chains: &[ForwardChain]) -> io::Result<Vec<String>> {
+pub fn accept(chains: &[ForwardChain]) -> io::Result<Vec<String>> {
     let mut done = Vec::new();
     for program in programs(chains) {
-        for direction in ["-s", "-d"] {
-            let universe = universe.to_string();
-            let rule =
-                ["FORWARD", direction, &universe, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
+        for direction in ["-i", "-o"] {
+            let rule = ["FORWARD", direction, BRIDGE, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
             if run(program, &[&["-C"], &rule[..]].concat())?.0 {
                 continue;
             }

@@ -100,7 +100,8 @@ pub fn desired(state: &NodeState) -> Desired {
     let facts = Facts::of(state);
     let text = Digest::of([facts.skeleton().as_bytes()]);
     let mut sets: BTreeMap<Set, BTreeSet<Element>> = Set::ALL.map(|set| (set, BTreeSet::new())).into();
-    let elements = state.pods.iter().flat_map(pod_elements).chain(peer_elements(state));
+    let guests = state.pods.iter().filter(|pod| !state.universe.contains(pod.address)).filter_map(guest);
+    let elements = state.pods.iter().flat_map(pod_elements).chain(guests).chain(peer_elements(state));
     for element in elements {
         sets.entry(element.set()).or_default().insert(element);
     }
@@ -117,6 +118,11 @@ pub fn pod_elements(pod: &PodPort) -> impl Iterator<Item = Element> + use<> {
         Element::Port { port },
     ]
     .into_iter()
+}
+
+/// What has a pod's packets to the outside masqueraded although its address is not of the universe.
+pub fn guest(pod: &PodPort) -> Option<Element> {
+    if let std::net::IpAddr::V4(address) = pod.address { Some(Element::Guest(address)) } else { None }
 }
 
 /// What lets a peer's packets in: its underlay address outside, its ranges inside.

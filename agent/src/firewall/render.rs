@@ -37,8 +37,8 @@
 //!   masquerading would choose the underlay's address where the route changed after the choice of the source, and
 //!   the kernel kills masqueraded connections when their output device changes, which a change of tunnel is.
 //!   For the same reason packets that kube-proxy marked for masquerading are given the fixed address here.
-//! - What leaves the universe for the outside is masqueraded, behind priority 100, so that whatever the
-//!   administrator or a plugin decides about such packets wins.
+//! - What leaves the universe (or a pod whose address another plugin gave) for the outside is masqueraded, behind
+//!   priority 100, so that whatever the administrator or a plugin decides about such packets wins.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -268,10 +268,14 @@ impl Facts {
         if self.masquerade {
             text.block("chain out_of_overlay", |text| {
                 text.line("type nat hook postrouting priority srcnat + 10; policy accept;");
-                text.line(&format!(
-                    "ip saddr {universe} ip daddr != {{ {universe}, {MULTICAST} }} oifname != \"lo\" \
-                     masquerade fully-random"
-                ));
+                // What goes to the bridge is for a pod of this node, which may have an address of another plugin's.
+                let outside = format!(
+                    "ip daddr != {{ {universe}, {MULTICAST} }} oifname != {{ \"{BRIDGE}\", \"lo\" }}"
+                );
+                let guests = format!("@{}", Set::Guests.name());
+                for source in [universe.to_string(), guests] {
+                    text.line(&format!("ip saddr {source} {outside} masquerade fully-random"));
+                }
             });
         }
     }

@@ -11,9 +11,12 @@
 //!   pod B ── vethwe…B ─┘          route   or, where sealed    dev weave-tun    src own
 //!                                 neigh   peer     -> MAC of peer      on weave-vx
 //!                                 fdb     MAC of peer -> underlay      on weave-vx
+//!                                 route   a guest             dev weave        src own
 //!                                 neigh   pod      -> MAC of pod       on weave
 //!                                 fdb     MAC of pod -> its port       on weave
 //! ```
+//! A guest is a pod whose address another IPAM plugin gave, from outside the universe. This node reaches it, and it
+//! reaches everything as a client (other nodes see this node's address); other nodes know nothing of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -232,6 +235,10 @@ fn routes(state: &NodeState) -> BTreeMap<RouteKey, Route> {
             routes.insert(key(range), Route::Direct { link, source: Some(source), mtu: None });
         }
     }
+    for guest in state.pods.iter().filter(|pod| is_guest(state.universe, pod)) {
+        let route = Route::Direct { link: BRIDGE.to_owned(), source: state.address, mtu: None };
+        routes.insert(key(Cidr::host(guest.address)), route);
+    }
     routes.insert(RouteKey { destination: state.universe, metric: UNREACHABLE_METRIC }, Route::Unreachable);
     routes
 }
@@ -294,13 +301,29 @@ fn foreign_range(universe: Cidr, peer: weave_proto::PeerName, ranges: &[Cidr]) -
 
 /// Why a pod cannot be attached.
 pub(super) fn unusable_pod(universe: Cidr, pod: &PodPort) -> Option<String> {
-    if !universe.contains(pod.address) {
+    if is_guest(universe, pod) && !is_host_address(pod.address) {
         return Some(format!(
-            "the pod at {} has {}, which is not in {universe}",
+            "the pod at {} was given {}, which cannot be one machine's IPv4 address: correct the range of the IPAM \
+             plugin that gave it",
             pod.host_interface, pod.address
         ));
     }
     check_port_name(&pod.host_interface).err().map(|error| error.to_string())
+}
+
+/// Whether a pod's address is another IPAM plugin's, from outside the universe.
+pub(super) fn is_guest(universe: Cidr, pod: &PodPort) -> bool {
+    !universe.contains(pod.address)
+}
+
+/// Whether an address can be that of one machine on a link: IPv4, and neither a group's nor the machine's own.
+fn is_host_address(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            !(v4.is_unspecified() || v4.is_multicast() || v4.is_loopback() || v4.is_broadcast())
+        }
+        IpAddr::V6(_) => false,
+    }
 }
 
 fn within(universe: Cidr, range: Cidr) -> bool {

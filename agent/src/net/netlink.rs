@@ -64,6 +64,11 @@ impl Kernel {
         inspect::generation(&mut self.netfilter)
     }
 
+    /// The number of the socket that changes the tables, by which the kernel names who changed them.
+    pub(super) const fn netfilter_port(&self) -> u32 {
+        self.netfilter.port()
+    }
+
     /// What the counters of drops say, and said before the tables were replaced.
     pub(super) fn counters(&mut self) -> Result<Counters, NetError> {
         let mut counters = inspect::counters(&mut self.netfilter)?;

@@ -2,8 +2,8 @@
 //!
 //! It waits for four things: a newer state, a request, a notification from the kernel, and the clock. Whatever comes,
 //! it ends in the same place, [`Owner::reconcile`]. While nothing happens it wakes once a second to read one number
-//! (the nftables generation; nftables has notifications too, but of every rule that kube-proxy writes), and twice a
-//! minute to look at everything.
+//! (the nftables generation, in case a notification of a change to our tables was never sent), and twice a minute to
+//! look at everything.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -23,17 +23,22 @@ use super::plan::{Plan, concerning, plan};
 use super::pods::Pods;
 use super::probe::{self, Verdict};
 use super::sysctl::Sysctls;
-use super::watch::{Interest, Watch};
+use super::watch::{FirewallWatch, Interest, Watch};
 use super::{ForwardAccept, NetError, NodeState};
 use crate::firewall::foreign::{self, ForwardChain};
 use crate::firewall::{self, Counters};
 
-/// How often the nftables generation is read: what is deleted is back within two of these.
+/// How often the nftables generation is read.
 const GENERATION_POLL: Duration = Duration::from_secs(1);
 /// How often everything is looked at without a reason: settings that the kernel does not announce are back by then.
 const FULL_CHECK: Duration = Duration::from_secs(30);
 /// How long after a notification the look is taken: changes come in bursts (`ip link del` is a dozen).
 const DEBOUNCE: Duration = Duration::from_millis(250);
+/// How long after a notification the tables are looked at: `nft flush ruleset` is one transaction and one burst, and
+/// until the tables are back nothing guards the pods' ports.
+const FIREWALL_DEBOUNCE: Duration = Duration::from_millis(20);
+/// The least time between two such looks, so that a fight with another program does not keep a processor busy.
+const FIREWALL_PACE: Duration = Duration::from_millis(250);
 /// How soon something that could not be applied is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Looks in one go: the first finds what to do, the second what the kernel threw away meanwhile (a changed MAC address
@@ -98,6 +103,7 @@ pub(super) fn start(settings: NodeSettings, ends: Ends) -> Result<(), NetError> 
 struct Owner {
     kernel: Kernel,
     watch: Watch,
+    firewall_watch: FirewallWatch,
     ends: Ends,
     state: Option<Arc<NodeState>>,
     pods: Pods,
@@ -112,6 +118,8 @@ struct Owner {
     /// Addresses of pods that were detached, whose connections are still to be forgotten.
     left: BTreeSet<IpAddr>,
     next_poll: Instant,
+    /// When to look at the tables that somebody has changed, and when that was last done.
+    firewall_look: (Option<Instant>, Instant),
     next_check: Instant,
     retry_pause: Duration,
     /// The chains of others when a probe was last sent, and what came of it.
@@ -123,14 +131,18 @@ enum Wake {
     State,
     Commands(Vec<Command>),
     Changed,
+    FirewallChanged,
     Poll,
     End,
 }
 
 impl Owner {
     fn open(settings: &NodeSettings, ends: Ends) -> Result<Self, NetError> {
+        let kernel = Kernel::open(Sysctls::new(&settings.sysctl_root))?;
+        let firewall_watch = FirewallWatch::open(kernel.netfilter_port())?;
         Ok(Self {
-            kernel: Kernel::open(Sysctls::new(&settings.sysctl_root))?,
+            kernel,
+            firewall_watch,
             watch: Watch::open()?,
             ends,
             state: None,
@@ -142,6 +154,7 @@ impl Owner {
             problems: Vec::new(),
             left: BTreeSet::new(),
             next_poll: Instant::now(),
+            firewall_look: (None, Instant::now()),
             next_check: Instant::now(),
             retry_pause: RETRY.0,
             foreign: (Vec::new(), None),
@@ -156,6 +169,7 @@ impl Owner {
                 Wake::Commands(commands) => self.serve(commands),
                 // More of the same burst is on its way; the next wake sees it whole.
                 Wake::Changed => self.next_check = self.next_check.min(Instant::now() + DEBOUNCE),
+                Wake::FirewallChanged => self.soon_look_at_firewall(),
                 Wake::Poll => {}
             }
             // Asked after every wake, so that many requests cannot keep the owner from looking.
@@ -180,6 +194,7 @@ impl Owner {
             commands = take(&mut self.ends.queue) => commands.map_or(Wake::End, Wake::Commands),
             () = tokio::time::sleep_until(next_look) => Wake::Poll,
             () = self.watch.changed(&self.interest) => Wake::Changed,
+            () = self.firewall_watch.changed() => Wake::FirewallChanged,
         }
     }
 
@@ -196,12 +211,21 @@ impl Owner {
     }
 
     fn next_look(&self) -> Instant {
-        self.next_poll.min(self.next_check)
+        let next = self.next_poll.min(self.next_check);
+        self.firewall_look.0.map_or(next, |look| look.min(next))
+    }
+
+    fn soon_look_at_firewall(&mut self) {
+        let (next, last) = &mut self.firewall_look;
+        next.get_or_insert((Instant::now() + FIREWALL_DEBOUNCE).max(*last + FIREWALL_PACE));
     }
 
     fn poll(&mut self) {
         self.forget_connections();
         self.next_poll = Instant::now() + GENERATION_POLL;
+        if self.firewall_look.0.is_some_and(|look| look <= Instant::now()) {
+            self.firewall_look = (None, Instant::now());
+        }
         let due = Instant::now() >= self.next_check;
         if due || (self.kernel.generation().ok() != self.generation && self.firewall_differs()) {
             self.reconcile();
@@ -312,9 +336,30 @@ impl Owner {
             self.in_force = false;
             self.reconcile();
         }
+        self.welcome_guests(&pods, &mut results);
         for (reply, result) in replies.into_iter().zip(results) {
             let _asker_gone = reply.send(result);
         }
+    }
+
+    /// What a guest needs beyond a port (a route of its own, translation) is made the long way: guests are rare.
+    fn welcome_guests(&mut self, pods: &[PodPort], results: &mut [Result<(), NetError>]) {
+        if !self.any_guest(pods) {
+            return;
+        }
+        self.in_force = false;
+        self.reconcile();
+        for (pod, result) in pods.iter().zip(results).filter(|(_, result)| result.is_ok()) {
+            *result = self.check(pod);
+            if result.is_err() {
+                self.pods.detach(&pod.host_interface);
+            }
+        }
+    }
+
+    fn any_guest(&self, pods: &[PodPort]) -> bool {
+        let universe = self.state.as_ref().map(|state| state.universe);
+        universe.is_some_and(|universe| pods.iter().any(|pod| desired::is_guest(universe, pod)))
     }
 
     fn check(&mut self, pod: &PodPort) -> Result<(), NetError> {
@@ -365,8 +410,9 @@ impl Owner {
         let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port)).collect();
         // Later, since whoever asked need not wait for it.
         self.left.extend(gone.iter().map(|pod| pod.address));
-        if !gone.is_empty() && self.state.is_some() && self.kernel.withdraw(&gone).is_err() {
-            // Something of it was missing. The long way finds out what is left.
+        let withdrawn = gone.is_empty() || self.state.is_none() || self.kernel.withdraw(&gone).is_ok();
+        if !withdrawn || self.any_guest(&gone) {
+            // Something of it was missing, or there is more of it than a port. The long way finds out what is left.
             self.in_force = false;
             self.reconcile();
         } else {
@@ -404,7 +450,7 @@ impl Owner {
         let used = state.pods.iter().map(|pod| pod.address).chain(state.address).collect();
         let mut dropped = !chains.is_empty() && self.probe(state, &used);
         if dropped && state.options.forward_accept == ForwardAccept::Auto {
-            match foreign::accept(state.universe, &chains) {
+            match foreign::accept(&chains) {
                 Ok(rules) => {
                     for rule in &rules {
                         tracing::info!(%rule, "a foreign firewall dropped what is forwarded for pods");
@@ -438,6 +484,7 @@ impl Owner {
         for look in 1..=LOOKS {
             // What is heard of before the look is seen in it.
             self.watch.drain(&self.interest);
+            self.firewall_watch.drain();
             self.generation = self.kernel.generation().ok();
             let observed = match self.kernel.observe(desired) {
                 Ok(observed) => observed,

@@ -14,6 +14,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use weave_proto::Cidr;
 use weave_proto::local::cni::PodPort;
 
 use super::desired::{Desired, Link, LinkKind, Route, RouteKey};
@@ -127,8 +128,10 @@ pub fn detach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 2] {
 /// Of the steps of a plan, those without which the pod's port is not in force.
 #[must_use]
 pub fn concerning<'a>(steps: &'a [Step], pod: &PodPort) -> Vec<&'a Step> {
-    let elements: Vec<_> =
-        firewall::pod_elements(pod).map(|element| (element.set(), element.encode())).collect();
+    let elements: Vec<_> = firewall::pod_elements(pod)
+        .chain(firewall::guest(pod))
+        .map(|element| (element.set(), element.encode()))
+        .collect();
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "what is not about a pod's port or its guard is not about it"
@@ -138,6 +141,9 @@ pub fn concerning<'a>(steps: &'a [Step], pod: &PodPort) -> Vec<&'a Step> {
             *port == pod.host_interface
         }
         Step::PutNeighbour { link: BRIDGE, address, .. } => *address == pod.address,
+        Step::AddRoute { key, .. } | Step::ReplaceRoute { key, .. } => {
+            key.destination == Cidr::host(pod.address)
+        }
         Step::CreateLink { name: BRIDGE, .. } | Step::Firewall(firewall::Change::Replace { .. }) => true,
         Step::Firewall(firewall::Change::Elements { add, .. }) => {
             elements.iter().any(|element| add.contains(element))

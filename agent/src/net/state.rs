@@ -25,7 +25,8 @@ pub struct NodeState {
     pub sealed: Vec<SealedPath>,
     /// Whether that device is made, by whoever reads it, and is to be looked after.
     pub has_tun: bool,
-    /// The pods of this node. A pod that [`super::Node::attach`] brought stays until it is detached, or until a
+    /// The pods of this node, those with another IPAM plugin's address included. A pod that
+    /// [`super::Node::attach`] brought stays until it is detached, or until a
     /// state that no longer lists it follows one that did.
     pub pods: Vec<PodPort>,
     /// The largest packet inside the overlay (see [`super::mtu`]).
@@ -74,7 +75,7 @@ pub struct HostOptions {
     pub forward_accept: ForwardAccept,
 }
 
-/// Whether the one foreign change may be made: an accept rule for the universe in the iptables FORWARD chain.
+/// Whether the one foreign change may be made: accept rules for the pods' bridge in the iptables FORWARD chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardAccept {
     /// When a foreign forward hook drops what is forwarded.

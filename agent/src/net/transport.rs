@@ -40,6 +40,7 @@ pub(crate) struct Reply {
 /// A socket of one netlink family in the network namespace of the thread that opened it.
 pub(crate) struct Netlink {
     socket: Socket,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -48,7 +49,7 @@ impl Netlink {
     /// Opens a socket for requests of `protocol` (`netlink_sys::protocols`).
     pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         // Both are conveniences of newer kernels: error texts, and filters in dumps (without them, dumps are longer).
         let _unsupported = socket.set_ext_ack(true);
@@ -59,7 +60,12 @@ impl Netlink {
             rustix::net::sockopt::Timeout::Recv,
             Some(ANSWER_PATIENCE),
         )?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+        Ok(Self { socket, port, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+    }
+
+    /// The number by which the kernel knows this socket.
+    pub(crate) const fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends requests (whole messages, sequence numbers still to be filled in, each asking for an acknowledgement),
@@ -188,15 +194,17 @@ pub(crate) struct Header {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// The number of the socket that asked for what this tells of.
+    pub(crate) sender: u32,
 }
 
 /// Calls `message` with each whole message of a datagram; a broken rest is left.
 pub(crate) fn split(mut datagram: &[u8], message: &mut impl FnMut(Header, &[u8])) {
-    while let (Some(length), Some(kind), Some(flags), Some(sequence)) =
-        (word(datagram, 0), half(datagram, 4), half(datagram, 6), word(datagram, 8))
+    while let (Some(length), Some(kind), Some(flags), Some(sequence), Some(sender)) =
+        (word(datagram, 0), half(datagram, 4), half(datagram, 6), word(datagram, 8), word(datagram, 12))
     {
         let Some(payload) = datagram.get(HEADER..length as usize) else { return };
-        message(Header { kind, flags, sequence }, payload);
+        message(Header { kind, flags, sequence, sender }, payload);
         datagram = datagram.get((length as usize).next_multiple_of(4)..).unwrap_or_default();
     }
 }

@@ -4,22 +4,30 @@
 //! settings. Most of them are none of our business: the underlay's neighbours change state every few seconds. Only
 //! those about our objects wake the owner; what they say is not used, for the owner looks for itself. A lost
 //! notification (the socket overflowed) counts as one about us.
+//!
+//! nftables multicasts every transaction, and kube-proxy's are many and large. Of these only what names our tables
+//! and was not sent by the owner itself counts ([`FirewallWatch`]); how often it may wake the owner is the owner's
+//! matter.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::net::IpAddr;
 
 use netlink_packet_core::NLM_F_REPLACE;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::net::RecvFlags;
 
 use super::NetError;
 use super::names::{BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL, TUN, VXLAN, VXLAN6};
 use super::transport::{Header, attributes, split, word};
+use crate::firewall::elements::{SUBSYSTEM, TABLE};
 
 /// Groups: links, neighbours, IPv4 addresses, IPv4 routes, IPv4 settings (linux/rtnetlink.h, RTNLGRP_…).
 const GROUPS: [u32; 5] = [1, 3, 5, 7, 24];
+
+/// The group of nftables' transactions (linux/nfnetlink.h, NFNLGRP_NFTABLES).
+const FIREWALL_GROUP: u32 = 7;
 
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
@@ -57,45 +65,99 @@ pub(super) struct Watch {
 impl Watch {
     /// Joins the groups. Must be called within the runtime that will wait.
     pub(super) fn open() -> Result<Self, NetError> {
-        let open = || {
-            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-            socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-            GROUPS.iter().try_for_each(|&group| socket.socket_mut().add_membership(group))?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|error| NetError::Socket { what: "route notification", error })?;
+        let socket = join(NETLINK_ROUTE, &GROUPS)
+            .map_err(|error| NetError::Socket { what: "route notification", error })?;
         Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
     }
 
     /// Waits until something about us has changed, or was lost.
     pub(super) async fn changed(&mut self, interest: &Interest) {
-        loop {
-            self.buffer.clear();
-            let received = poll_fn(|context| self.socket.poll_recv(context, &mut self.buffer)).await;
-            // The one error of this socket is that it overflowed.
-            let mut about_us = received.is_err();
-            split(&self.buffer, &mut |header, payload| about_us |= interest.covers(header, payload));
-            if self.drain(interest) || about_us {
-                return;
-            }
-        }
+        until(&mut self.socket, &mut self.buffer, |header, payload| interest.covers(header, payload)).await;
     }
 
     /// Reads what has come, and tells whether any of it was about us.
     pub(super) fn drain(&mut self, interest: &Interest) -> bool {
-        let mut about_us = false;
-        self.buffer.resize(BUFFER, 0);
-        loop {
-            match rustix::net::recv(self.socket.socket_ref(), &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((length, _)) => split(&self.buffer[..length], &mut |header, payload| {
-                    about_us |= interest.covers(header, payload);
-                }),
-                Err(rustix::io::Errno::AGAIN) => return about_us,
-                Err(rustix::io::Errno::INTR) => {}
-                // Overflow. The socket works on; what was lost may have been about us.
-                Err(rustix::io::Errno::NOBUFS) => about_us = true,
-                Err(_) => return true,
-            }
+        drain(&self.socket, &mut self.buffer, |header, payload| interest.covers(header, payload))
+    }
+}
+
+/// A socket in the group of nftables' transactions.
+pub(super) struct FirewallWatch {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
+    /// The number of the socket whose transactions are our own.
+    own: u32,
+}
+
+impl FirewallWatch {
+    /// Joins the group. `own` is the number of the socket from which our own transactions are sent. Must be called
+    /// within the runtime that will wait.
+    pub(super) fn open(own: u32) -> Result<Self, NetError> {
+        let socket = join(NETLINK_NETFILTER, &[FIREWALL_GROUP])
+            .map_err(|error| NetError::Socket { what: "netfilter notification", error })?;
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), own })
+    }
+
+    /// Waits until somebody else has changed our tables, or a notification was lost.
+    pub(super) async fn changed(&mut self) {
+        let own = self.own;
+        until(&mut self.socket, &mut self.buffer, |header, payload| foreign_change(own, header, payload))
+            .await;
+    }
+
+    /// Forgets what has come.
+    pub(super) fn drain(&mut self) {
+        drain(&self.socket, &mut self.buffer, |_, _| false);
+    }
+}
+
+/// Whether a notification is about our tables and of somebody else's doing. In every kind that names a table its name
+/// is the first attribute.
+fn foreign_change(own: u32, header: Header, payload: &[u8]) -> bool {
+    let mut ours = false;
+    if header.kind & 0xff00 == SUBSYSTEM && header.sender != own {
+        attributes(payload.get(4..).unwrap_or_default(), |kind, value| {
+            ours |= kind == 1 && value.strip_suffix(&[0]) == Some(TABLE.as_bytes());
+        });
+    }
+    ours
+}
+
+fn join(protocol: isize, groups: &[u32]) -> std::io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    groups.iter().try_for_each(|&group| socket.socket_mut().add_membership(group))?;
+    Ok(socket)
+}
+
+/// Waits for a notification that counts.
+async fn until(socket: &mut TokioSocket, buffer: &mut Vec<u8>, counts: impl Fn(Header, &[u8]) -> bool) {
+    loop {
+        buffer.clear();
+        let received = poll_fn(|context| socket.poll_recv(context, buffer)).await;
+        // The one error of this socket is that it overflowed.
+        let mut about_us = received.is_err();
+        split(buffer, &mut |header, payload| about_us |= counts(header, payload));
+        if drain(socket, buffer, &counts) || about_us {
+            return;
+        }
+    }
+}
+
+/// Reads what has come, and tells whether any of it counts.
+fn drain(socket: &TokioSocket, buffer: &mut Vec<u8>, counts: impl Fn(Header, &[u8]) -> bool) -> bool {
+    let mut about_us = false;
+    buffer.resize(BUFFER, 0);
+    loop {
+        match rustix::net::recv(socket.socket_ref(), &mut buffer[..], RecvFlags::DONTWAIT) {
+            Ok((length, _)) => split(&buffer[..length], &mut |header, payload| {
+                about_us |= counts(header, payload);
+            }),
+            Err(rustix::io::Errno::AGAIN) => return about_us,
+            Err(rustix::io::Errno::INTR) => {}
+            // Overflow. The socket works on; what was lost may have been about us.
+            Err(rustix::io::Errno::NOBUFS) => about_us = true,
+            Err(_) => return true,
         }
     }
 }

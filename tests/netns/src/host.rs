@@ -489,6 +489,12 @@ impl Host {
         Netns::create(&format!("{}-{}-{name}.{number}", self.tag, self.name()))
     }
 
+    /// The shim that this host's container runtime calls.
+    #[must_use]
+    pub fn shim_program(&self) -> &Path {
+        &self.shim_program
+    }
+
     /// What a person would look at after a failure.
     #[must_use]
     pub fn diagnosis(&self) -> String {

@@ -129,6 +129,40 @@ fn check_is_exact_and_del_is_idempotent() {
 }
 
 #[test]
+fn what_was_answered_is_in_the_status_that_is_asked_for_next() {
+    run_in_lab(|lab| {
+        let host = alone(lab)?;
+        for turn in 0..20 {
+            let pod = host.pod("pod")?;
+            let shown = host.allocations()?;
+            ensure!(shown.contains_key(pod.container()), "turn {turn}: ADD is not shown in {shown:?}");
+            pod.call(&host, "DEL")?;
+            let shown = host.allocations()?;
+            ensure!(!shown.contains_key(pod.container()), "turn {turn}: DEL is not shown in {shown:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_data_directory_that_was_deleted_is_told_and_nothing_is_given_out_on_it() {
+    run_in_lab(|lab| {
+        let host = alone(lab)?;
+        let (pod, namespace) = (host.pod("pod")?, host.bare_pod("late")?);
+        std::fs::remove_dir_all(host.data_dir()).context("deleting the data directory")?;
+        eventually(PATIENCE, "the status tells of it", || {
+            let told = host.status(&[])?["warnings"].to_string();
+            ensure!(told.contains("was deleted or replaced"), "{told}");
+            Ok(())
+        })?;
+        let conf = cni::weave_conf("1.0.0", &host.run_dir());
+        shim(lab, "ADD", &namespace, &conf)?.refused(&*host.ns()?)?;
+        ensure!(!namespace.has_link(INTERFACE)?, "an ADD that was refused left its interface");
+        probe::ping(&*host.ns()?, pod.address())
+    });
+}
+
+#[test]
 fn every_version_of_the_protocol_is_spoken() {
     run_in_lab(|lab| {
         let host = alone(lab)?;

@@ -75,6 +75,31 @@ fn without_an_own_address_only_the_unreachable_route_is_wanted() {
 }
 
 #[test]
+fn a_pod_with_another_plugin_s_address_is_routed_guarded_and_masqueraded() {
+    let mut state = state();
+    state.pods.push(PodPort {
+        host_interface: "vethweguest".to_owned(),
+        address: ip("10.22.0.2"),
+        ..state.pods[0].clone()
+    });
+    let desired = desired(&state).unwrap();
+    assert!(desired.left_out.is_empty(), "{:?}", desired.left_out);
+    let key = RouteKey { destination: cidr("10.22.0.2/32"), metric: 0 };
+    assert_eq!(desired.routes[&key].to_string(), "dev weave src 10.33.0.1");
+    assert!(desired.neighbours.contains_key(&(BRIDGE, ip("10.22.0.2"))));
+    assert_eq!(desired.firewall.sets[&firewall::Set::Guests].len(), 1, "our own pods are none");
+    assert_eq!(desired.firewall.sets[&firewall::Set::Pods].len(), 2);
+}
+
+#[test]
+fn an_address_that_no_machine_can_have_is_refused_with_its_name() {
+    for wrong in ["0.0.0.0", "127.0.0.1", "224.0.0.5", "255.255.255.255", "fd00::5"] {
+        let pod = PodPort { address: ip(wrong), ..state().pods[0].clone() };
+        assert!(unusable_pod(state().universe, &pod).unwrap().contains(wrong));
+    }
+}
+
+#[test]
 fn a_peer_over_ipv6_is_reached_by_the_ipv6_device() {
     let mut state = state();
     state.peers[0].underlay = ip("fd00::2");

@@ -218,7 +218,7 @@ fn an_attach_that_fails_leaves_nothing_and_says_why() {
     for (bad, word) in [
         (port("vethweone", "10.33.0.2"), "vethweone"),
         (port("eth0", "10.33.0.2"), "vethwe"),
-        (port("vethweone", "192.168.1.1"), "10.32.0.0/12"),
+        (port("vethweone", "127.0.0.1"), "127.0.0.1"),
     ] {
         let error = block_on(node.attach(bad)).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");

@@ -1,7 +1,7 @@
 use super::*;
 
 fn header(kind: u16) -> Header {
-    Header { kind, flags: 0, sequence: 0 }
+    Header { kind, flags: 0, sequence: 0, sender: 0 }
 }
 
 fn interest() -> Interest {
@@ -73,4 +73,25 @@ fn a_notification_cut_short_is_nobodys() {
     for kind in [NEWLINK, NEWADDR, NEWROUTE, NEWNEIGH, NEWNETCONF, 999] {
         assert!(!interest().covers(header(kind), &[]));
     }
+}
+
+#[test]
+fn of_nftables_only_a_change_of_our_tables_by_somebody_else_counts() {
+    let own = 77;
+    let about = |table: &str, kind: u16, sender: u32| {
+        let mut payload = vec![1, 0, 0, 0];
+        payload.extend(attribute(1, &[table.as_bytes(), &[0]].concat()));
+        foreign_change(own, Header { sender, ..header(SUBSYSTEM | kind) }, &payload)
+    };
+    // A deleted table, a new rule, a deleted element.
+    for kind in [2, 6, 14] {
+        assert!(about("weave", kind, 5));
+        assert!(!about("weave", kind, own));
+        assert!(!about("kube-proxy", kind, 5) && !about("weave_probe", kind, 5));
+    }
+    assert!(!foreign_change(
+        own,
+        Header { sender: 5, ..header(SUBSYSTEM | 15) },
+        &[0, 0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 9]
+    ));
 }
