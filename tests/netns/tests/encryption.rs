@@ -127,3 +127,38 @@ fn without_a_password_the_kernel_carries_packets_and_where_its_port_is_blocked_t
         Ok(())
     });
 }
+
+#[test]
+fn a_secret_is_changed_in_its_file_without_a_lost_packet_or_one_in_clear_and_the_retired_one_lets_nobody_in()
+{
+    run_in_lab(|lab| {
+        const OLD: &str = "Vn3pQe8sXk1dWz6tRb9mYf2hLc7gJa4u";
+        const NEW: &str = "Hq5wTz2vNc8xKe1rBy7pMd4sGf9jLa3o";
+        let hosts = lab.mesh_with(&["a", "b"], |options| options.secret(OLD).flag("--encrypt"))?;
+        let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
+        let _servers = [one.serve()?, other.serve()?];
+        eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
+        let clear = Capture::start(&*hosts[0].ns()?, UPLINK, IN_CLEAR)?;
+        let flow = Flow::udp(one.ns(), other.service(), PACE)?;
+        for round in [format!("{OLD}\n{NEW}\n"), format!("{NEW}\n{OLD}\n"), format!("{NEW}\n")] {
+            for host in &hosts {
+                std::fs::write(host.data_dir().with_extension("secret"), &round)?;
+            }
+            // Each agent looks at its file every two seconds.
+            throughout(Duration::from_secs(6), "the pods talk", || probe::ping(one.ns(), other.address()))?;
+        }
+        hosts[0].wait_connected(&[&hosts[1]])?;
+        let report = flow.finish()?;
+        ensure!(report.lost == 0 && report.sent > 500, "{report:?}");
+        let seen = clear.finish()?;
+        ensure!(seen.is_empty(), "seen in clear: {seen:?}");
+        let late = lab.host("late")?;
+        let retired = weave_netns::AgentOptions::dialling(&[&hosts[0]]).secret(OLD).flag("--encrypt");
+        late.launch(&retired)?;
+        eventually(PATIENCE, "the retired secret is refused in so many words", || {
+            let connections = late.status(&["connections"])?.to_string();
+            ensure!(connections.contains("secret") && !connections.contains("established"), "{connections}");
+            Ok(())
+        })
+    });
+}

@@ -255,10 +255,7 @@ impl Driver {
             }
             Order::LinkDown { link, withdrawn } => {
                 self.links.down(link);
-                let ended = self.sessions.link_down(link, withdrawn, Instant::now());
-                if let (Some(index), Ok(tunnel)) = (ended, &self.tunnel) {
-                    tunnel.engine.close_session(index);
-                }
+                self.sessions.link_down(link, withdrawn, Instant::now());
                 self.settle();
             }
             Order::Offer { link, peer, offer } => self.on_offer(link, peer, &offer),

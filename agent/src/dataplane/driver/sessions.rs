@@ -6,9 +6,11 @@
 //!   link down ───────────────────────────────────────────┴──> orphan ── successor heard, or silence ──> closed
 //! ```
 //!
-//! A session outlives its link: packets need no control connection. Of several sessions with one peer the newest that
-//! has been heard is sent with; so a new link, or two of them at once, interrupts nothing. What ends one at once is the
-//! withdrawal of the secret that let its peer in.
+//! A session outlives its link: packets need no control connection. Of several sessions with one peer one
+//! that has been heard is sent with, best one whose link is up, and of those the newest; so a new link, or two of them
+//! at once, interrupts nothing. That its link is up is what both ends see alike: of two links that were made at once
+//! they may not agree which is the newer, and one end would close what the other sends with. Where the
+//! secret that let its peer in was withdrawn it ends soon in any case: a peer that holds the new one is back before.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -41,6 +43,8 @@ pub(super) struct Session {
     received: u64,
     heard: Option<Instant>,
     orphan: Option<Instant>,
+    /// Whether it must end soon, whatever is heard.
+    withdrawn: bool,
 }
 
 /// All of them, by the own index.
@@ -60,8 +64,17 @@ impl Sessions {
     ) {
         self.opened += 1;
         let (number, link) = (self.opened, Some(link));
-        let session =
-            Session { peer, link, remote, number, opened: now, received: 0, heard: None, orphan: None };
+        let session = Session {
+            peer,
+            link,
+            remote,
+            number,
+            opened: now,
+            received: 0,
+            heard: None,
+            orphan: None,
+            withdrawn: false,
+        };
         self.all.insert(index, session);
     }
 
@@ -82,7 +95,7 @@ impl Sessions {
     pub(super) fn to(&self, peer: PeerName) -> Option<(u32, &Session)> {
         let theirs = self.all.iter().filter(|(_, session)| session.peer == peer);
         theirs
-            .max_by_key(|(_, session)| (session.heard.is_some(), session.number))
+            .max_by_key(|(_, session)| (session.heard.is_some(), session.link.is_some(), session.number))
             .map(|(&index, session)| (index, session))
     }
 
@@ -91,13 +104,13 @@ impl Sessions {
         self.all.values().map(|session| session.peer).collect()
     }
 
-    /// The link is gone. With `withdrawn` its session must go too, and its index is returned.
-    pub(super) fn link_down(&mut self, link: LinkId, withdrawn: bool, now: Instant) -> Option<u32> {
-        let (&index, session) = self.all.iter_mut().find(|(_, session)| session.link == Some(link))?;
-        session.link = None;
-        session.orphan = Some(now);
-        withdrawn.then(|| self.all.remove(&index))?;
-        Some(index)
+    /// The link is gone; `withdrawn` if the secret that had let the peer in is no longer believed.
+    pub(super) fn link_down(&mut self, link: LinkId, withdrawn: bool, now: Instant) {
+        for session in self.all.values_mut().filter(|session| session.link == Some(link)) {
+            session.link = None;
+            session.orphan = Some(now);
+            session.withdrawn = withdrawn;
+        }
     }
 
     /// Notes how much each has received, and returns those to be closed, which are forgotten here.
@@ -113,7 +126,7 @@ impl Sessions {
             let Some(orphan) = session.orphan else { return false };
             let succeeded = self.to(session.peer).is_some_and(|(newest, _)| newest != *index);
             let silent_since = session.heard.map_or(orphan, |heard| heard.max(orphan));
-            (succeeded && now >= orphan + LINGER) || now >= silent_since + SILENCE
+            ((succeeded || session.withdrawn) && now >= orphan + LINGER) || now >= silent_since + SILENCE
         };
         let over: Vec<u32> = self
             .all
@@ -164,13 +177,22 @@ mod tests {
     }
 
     #[test]
+    fn a_session_whose_link_is_up_is_preferred_to_a_newer_one_without() {
+        let (mut sessions, now) = two();
+        sessions.look(|_| Some(5), now);
+        sessions.link_down(LinkId(2), false, now);
+        assert_eq!(sent_with(&sessions), Some(11));
+        assert_eq!(sessions.look(|_| Some(6), now + LINGER), [22]);
+    }
+
+    #[test]
     fn a_session_outlives_its_link_until_its_successor_was_heard_or_nothing_is_heard_for_long() {
         let (mut sessions, now) = two();
-        assert_eq!(sessions.link_down(LinkId(1), false, now), None);
+        sessions.link_down(LinkId(1), false, now);
         assert!(sessions.look(|_| Some(5), now).is_empty());
         assert_eq!(sessions.look(|_| Some(5), now + LINGER), [11]);
         assert_eq!(sent_with(&sessions), Some(22));
-        assert_eq!(sessions.link_down(LinkId(2), false, now + LINGER), None);
+        sessions.link_down(LinkId(2), false, now + LINGER);
         assert!(sessions.look(|_| Some(6), now + SILENCE).is_empty());
         assert!(sessions.look(|_| Some(6), now + SILENCE + LINGER).is_empty());
         assert_eq!(sessions.look(|_| Some(6), now + SILENCE * 2), [22]);
@@ -178,10 +200,12 @@ mod tests {
     }
 
     #[test]
-    fn a_session_whose_secret_was_withdrawn_ends_with_its_link() {
+    fn a_session_whose_secret_was_withdrawn_ends_soon_whatever_is_heard() {
         let (mut sessions, now) = two();
-        assert_eq!(sessions.link_down(LinkId(1), true, now), Some(11));
-        assert!(!sessions.contains(11) && sessions.contains(22));
-        assert_eq!(sessions.link_down(LinkId(9), true, now), None);
+        sessions.link_down(LinkId(1), true, now);
+        assert!(sessions.look(|_| Some(6), now).is_empty());
+        assert_eq!(sessions.look(|index| Some(u64::from(index)), now + LINGER), [11]);
+        sessions.link_down(LinkId(2), true, now);
+        assert_eq!(sessions.look(|_| Some(99), now + LINGER), [22]);
     }
 }
