@@ -16,28 +16,30 @@
 
 mod ends;
 mod prober;
+mod probes;
 mod sessions;
+mod telling;
+mod tunnel;
 mod word;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use weave_overlay::{ForwardingTable, Method, Probe, ProbeAnswer, Via, Way, WayNews};
+use weave_overlay::{ForwardingTable, Method, Probe, ProbeAnswer, WayNews};
 use weave_proto::PeerName;
 use weave_proto::peer::Offer;
 use weave_sleeve::header::OVERHEAD;
-use weave_sleeve::relay::RELAYED_OVERHEAD;
 use weave_topology::LinkId;
 
 pub use self::ends::SEALED_MORE;
 use self::ends::{Links, UNDERLAY_LOOK};
 use self::prober::{Heard, Prober};
 use self::sessions::Sessions;
+pub use self::tunnel::Tunnel;
 use self::word::{Kind, WORD_LEN, Word};
-use super::sleeve::{Carrier, CountersSnapshot, Engine, Event, Hop, PORT, Peer, SendWith, Source};
-use super::tun::Tun;
+use super::sleeve::{Carrier, CountersSnapshot, Event, Peer};
 use crate::net::names;
 use crate::peer::LinkKeys;
 
@@ -46,15 +48,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// How often a new session greets the other end until it is heard.
 const GREETING: Duration = Duration::from_millis(200);
-
-/// Events of the engine that may wait. They are about probes and rare changes; what does not fit is a lost probe.
-const EVENTS: usize = 1024;
-
-/// What every path over IPv6 takes, and nearly every one over IPv4, less what is added on any way: for want of better.
-const SMALLEST: u32 = 1280 - 100;
-
-/// How long the answer to a probe is waited for: longer than anybody who asked does.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What this node's data plane may do.
 #[derive(Debug, Clone)]
@@ -110,45 +103,6 @@ pub enum Report {
     Way(WayNews),
     /// A probe has come back.
     Answer(ProbeAnswer),
-}
-
-/// The tunnels in user space: running, or why they cannot be.
-pub struct Tunnel {
-    engine: Engine,
-    events: mpsc::Receiver<Event>,
-    queues: u8,
-}
-
-impl Tunnel {
-    /// Makes the device and starts the threads.
-    ///
-    /// # Errors
-    /// A sentence that says what is missing and the remedy.
-    pub fn start(settings: &Settings) -> Result<Self, String> {
-        let tun = Tun::open(names::TUN, queues()).map_err(|error| error.to_string())?;
-        let queues = u8::try_from(tun.queues.len()).unwrap_or(1);
-        let (sender, events) = mpsc::channel(EVENTS);
-        // A full queue is full of probes, which will be repeated.
-        let sink = Box::new(move |event| drop(sender.try_send(event)));
-        let listen = |host: IpAddr| SocketAddr::new(host, PORT);
-        let all = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
-        let host = settings.host.unwrap_or_else(|| if has_ipv6() { all[0] } else { all[1] });
-        let engine = Engine::start(settings.name, tun, listen(host), sink).map_err(|error| {
-            format!("{error}: is another agent running, or does something else use UDP {PORT}?")
-        })?;
-        Ok(Self { engine, events, queues })
-    }
-}
-
-/// Half of the processors, since pods need the others, and not more than have ever been of use.
-fn queues() -> u8 {
-    const MOST: usize = 4;
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    u8::try_from((processors / 2).clamp(1, MOST)).unwrap_or(1)
-}
-
-fn has_ipv6() -> bool {
-    std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
 }
 
 /// See the module's text.
@@ -321,94 +275,6 @@ impl Driver {
         }
     }
 
-    /// A word came in a sealed record.
-    fn on_word(&mut self, peer: PeerName, session: u32, from: Source, content: &[u8]) {
-        let Some(word) = Word::parse(content) else { return };
-        match word.kind {
-            Kind::Probe => {
-                let Ok(tunnel) = &self.tunnel else { return };
-                let (carrier, overhead) = match from {
-                    Source::Udp(_) => (Carrier::Udp, OVERHEAD),
-                    Source::Relay(hop) => (Carrier::Relay(hop), RELAYED_OVERHEAD),
-                    Source::Quic(_) => return,
-                };
-                let answer = Word { kind: Kind::Answer, ..word };
-                // A lost answer is a lost probe, which will be repeated.
-                let _sent = tunnel.engine.probe(session, &carrier, &answer.to_bytes(), overhead + WORD_LEN);
-            }
-            Kind::Answer => {
-                let is_sealed = |way: Way| way.method.is_sealed();
-                self.on_answer(peer, word, is_sealed);
-            }
-            Kind::Greeting => {}
-        }
-        self.look();
-    }
-
-    /// A word came through the kernel's tunnel.
-    fn on_frame(&mut self, heard: Heard) {
-        let Heard { from, word } = heard;
-        let Some(vtep) = self.table.vteps.iter().find(|vtep| vtep.peer == from) else { return };
-        match word.kind {
-            Kind::Probe => {
-                let answer = Word { kind: Kind::Answer, ..word };
-                let sent = prober(&mut self.probers, vtep.underlay).send(from, answer, 0);
-                if let Err(error) = sent {
-                    tracing::debug!(peer = %from, %error, "a probe of the kernel's tunnel could not be answered");
-                }
-            }
-            Kind::Answer => self.on_answer(from, word, |way| !way.method.is_sealed()),
-            Kind::Greeting => {}
-        }
-    }
-
-    /// Believed only from whom it was asked of, and on a way of the kind that it was asked on.
-    fn on_answer(&mut self, peer: PeerName, word: Word, fits: impl Fn(Way) -> bool) {
-        let Some((probe, _)) = self.asked.get(&word.nonce) else { return };
-        if probe.peer == peer && probe.len == word.len && fits(probe.way) {
-            let answer = ProbeAnswer { peer, way: probe.way, nonce: word.nonce, len: word.len };
-            self.asked.remove(&word.nonce);
-            self.tell(Report::Answer(answer));
-        }
-    }
-
-    fn probe(&mut self, probe: Probe) {
-        let now = Instant::now();
-        self.asked.retain(|_, (_, at)| now < *at + ANSWER_PATIENCE);
-        let Probe { peer, way, nonce, len } = probe;
-        let word = Word { kind: Kind::Probe, nonce, len };
-        let len = usize::try_from(len).unwrap_or(usize::MAX).min(usize::from(u16::MAX));
-        let sent = match (way.method, way.via) {
-            (Method::FastDp, _) => self.probe_kernel(peer, word, len),
-            (Method::Sleeve, Via::Direct) => self.probe_sealed(peer, &Carrier::Udp, word, len + OVERHEAD),
-            (Method::Sleeve | Method::Quic, Via::Relay(hop)) => {
-                self.probe_sealed(peer, &Carrier::Relay(hop), word, len + RELAYED_OVERHEAD)
-            }
-            (Method::Quic, Via::Direct) => false,
-        };
-        if sent {
-            self.asked.insert(nonce, (probe, now));
-        }
-    }
-
-    fn probe_kernel(&mut self, peer: PeerName, word: Word, len: usize) -> bool {
-        let Some(vtep) = self.table.vteps.iter().find(|vtep| vtep.peer == peer) else { return false };
-        match prober(&mut self.probers, vtep.underlay).send(peer, word, len) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(%peer, %error, "the kernel's tunnel could not be probed");
-                false
-            }
-        }
-    }
-
-    fn probe_sealed(&self, peer: PeerName, carrier: &Carrier, word: Word, len: usize) -> bool {
-        let (Ok(tunnel), Some((index, _))) = (&self.tunnel, self.sessions.to(peer)) else { return false };
-        let shortest =
-            WORD_LEN + if matches!(carrier, Carrier::Relay(_)) { RELAYED_OVERHEAD } else { OVERHEAD };
-        tunnel.engine.probe(index, carrier, &word.to_bytes(), len.max(shortest))
-    }
-
     /// Looks at what changes without a word: epochs, sessions that are heard or silent, the underlay's MTU.
     fn look(&mut self) {
         let now = Instant::now();
@@ -446,115 +312,9 @@ impl Driver {
         self.settle();
     }
 
-    /// Tells the engine and the brain what follows from all that is known, if it is new.
-    fn settle(&mut self) {
-        let peers = self.peers();
-        if let Ok(tunnel) = &self.tunnel
-            && peers != self.given
-        {
-            tunnel.engine.set_peers(peers.clone());
-            self.given = peers;
-        }
-        for news in self.ways() {
-            self.news(news);
-        }
-    }
-
-    fn peers(&mut self) -> Vec<Peer> {
-        let mut names = self.sessions.peers();
-        names.extend(self.table.paths.iter().map(|path| path.peer));
-        let paths: BTreeMap<PeerName, _> = self.table.paths.iter().map(|path| (path.peer, path)).collect();
-        let mut peers = Vec::with_capacity(names.len());
-        for name in names {
-            let path = paths.get(&name);
-            let session = self.sessions.to(name).map(|(index, session)| (index, session.remote.ip()));
-            let via = path.map_or(Via::Direct, |path| path.way.via);
-            let (carrier, hop, overhead) = match via {
-                Via::Direct => (Carrier::Udp, session.map(|(session, _)| Hop::Udp { session }), OVERHEAD),
-                Via::Relay(hop) => (Carrier::Relay(hop), Some(Hop::Next(hop)), RELAYED_OVERHEAD),
-            };
-            let largest = session.map(|(_, at)| self.links.largest(at));
-            let mtu = path.and_then(|path| path.mtu).or(largest).unwrap_or(SMALLEST);
-            peers.push(Peer {
-                peer: name,
-                ranges: path.map(|path| path.ranges.clone()).unwrap_or_default(),
-                send_with: session.map(|(session, _)| SendWith { session, carrier }),
-                hop,
-                record_len: usize::try_from(mtu).unwrap_or(usize::MAX) + overhead,
-            });
-        }
-        peers
-    }
-
-    /// What can be said of every way now.
-    fn ways(&mut self) -> Vec<WayNews> {
-        use weave_overlay::Carrier as Of;
-        let mut ways = Vec::new();
-        let absent = self.tunnel.as_ref().err().cloned();
-        for peer in self.links.peers().union(&self.sessions.peers()).copied() {
-            let session = self.sessions.to(peer).map(|(_, session)| session.remote);
-            let why = || match &absent {
-                Some(why) => why.clone(),
-                None => "the two ends have not agreed on keys yet".to_owned(),
-            };
-            let largest = session.map(|at| self.links.largest(at.ip()));
-            for carrier in [Of::Direct(Method::Sleeve), Of::Relay] {
-                ways.push(match largest {
-                    Some(largest) if carrier == Of::Relay => {
-                        let more = u32::try_from(RELAYED_OVERHEAD - OVERHEAD).unwrap_or(0);
-                        WayNews::Up { peer, carrier, largest: largest.saturating_sub(more) }
-                    }
-                    Some(largest) => WayNews::Up { peer, carrier, largest },
-                    None => WayNews::Down { peer, carrier, why: why() },
-                });
-            }
-        }
-        for vtep in self.table.vteps.clone() {
-            let (peer, carrier) = (vtep.peer, Of::Direct(Method::FastDp));
-            ways.push(match prober(&mut self.probers, vtep.underlay).ensure() {
-                Ok(()) => {
-                    let largest = self.links.largest(vtep.underlay) + SEALED_MORE;
-                    WayNews::Up { peer, carrier, largest }
-                }
-                Err(error) => {
-                    let why = format!("the kernel's tunnel cannot be probed: {error}");
-                    WayNews::Down { peer, carrier, why }
-                }
-            });
-        }
-        let gone = self.told.keys().filter(|(peer, carrier)| {
-            *carrier != Of::Direct(Method::FastDp)
-                && !self.links.peers().contains(peer)
-                && !self.sessions.peers().contains(peer)
-        });
-        let why = "no session with this peer".to_owned();
-        ways.extend(gone.map(|&(peer, carrier)| WayNews::Down { peer, carrier, why: why.clone() }));
-        ways
-    }
-
-    fn news(&mut self, news: WayNews) {
-        let (WayNews::Up { peer, carrier, .. } | WayNews::Down { peer, carrier, .. }) = &news;
-        let place = (*peer, *carrier);
-        if self.told.get(&place) != Some(&news) {
-            self.told.insert(place, news.clone());
-            self.tell(Report::Way(news));
-        }
-    }
-
-    fn tell(&self, report: Report) {
-        // Fails only when the agent ends.
-        let _ = self.reports.send(report);
-    }
-
     /// What the engine has counted; nothing without one.
     #[must_use]
     pub fn counters(&self) -> CountersSnapshot {
         self.tunnel.as_ref().map(|tunnel| tunnel.engine.counters()).unwrap_or_default()
     }
-}
-
-/// The prober of the device towards an address.
-fn prober(probers: &mut [Prober; 2], underlay: IpAddr) -> &mut Prober {
-    let [four, six] = probers;
-    if underlay.is_ipv4() { four } else { six }
 }
