@@ -30,7 +30,7 @@ use weave_proto::PeerName;
 use weave_proto::peer::{Features, Terms};
 
 use self::peer::{PeerState, Sight, Slot, Standing};
-use crate::{Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, WayNews};
+use crate::{Carrier, Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, WayNews};
 
 /// What is told at the start.
 #[derive(Debug, Clone)]
@@ -52,12 +52,22 @@ pub enum Output {
     Persist(KnownWay),
 }
 
+/// What was said of a peer that is in no facts. A link and its session are there before the first gossip on it, and what
+/// is said of them is said once.
+#[derive(Debug, Default)]
+struct Aside {
+    plain: Option<bool>,
+    carriers: BTreeMap<Carrier, Standing>,
+}
+
 /// See the module's docs.
 #[derive(Debug)]
 pub struct Overlay {
     pub(crate) own: Features,
     pub(crate) encryption: Encryption,
     pub(crate) peers: BTreeMap<PeerName, PeerState>,
+    /// What was said of those whom the mesh does not tell of yet, or no more.
+    aside: BTreeMap<PeerName, Aside>,
     /// The best sealed way that answers to each peer that relays.
     pub(crate) relays: BTreeMap<PeerName, Method>,
     /// When each peer has something due.
@@ -87,6 +97,7 @@ impl Overlay {
             own: config.own,
             encryption: config.encryption,
             peers,
+            aside: BTreeMap::new(),
             relays: BTreeMap::new(),
             due: BTreeMap::new(),
             saved,
@@ -102,7 +113,10 @@ impl Overlay {
         let gone: Vec<PeerName> =
             self.peers.keys().filter(|peer| !facts.contains_key(peer)).copied().collect();
         for peer in gone {
-            self.peers.remove(&peer);
+            let carriers = self.peers.remove(&peer).map(|state| state.carriers).unwrap_or_default();
+            if carriers.values().any(|standing| matches!(standing, Standing::Up { .. })) {
+                self.aside.insert(peer, Aside { plain: None, carriers });
+            }
             for through in self.hops.values_mut() {
                 through.remove(&peer);
             }
@@ -112,8 +126,13 @@ impl Overlay {
         }
         for (name, facts) in facts {
             let peer = self.peers.entry(name).or_default();
-            if peer.facts != facts {
+            let aside = self.aside.remove(&name);
+            if peer.facts != facts || aside.is_some() {
                 peer.facts = facts;
+                if let Some(Aside { plain, carriers }) = aside {
+                    peer.plain = plain.or(peer.plain);
+                    peer.carriers.extend(carriers);
+                }
                 self.changed = true;
                 self.step(name, now);
             }
@@ -126,11 +145,21 @@ impl Overlay {
             WayNews::Up { peer, carrier, largest } => (peer, carrier, Standing::Up { largest }),
             WayNews::Down { peer, carrier, why } => (peer, carrier, Standing::Down { why }),
         };
-        if let Some(peer) = self.peers.get_mut(&name)
-            && peer.carriers.get(&carrier) != Some(&standing)
-        {
+        let Some(peer) = self.peers.get_mut(&name) else {
+            return self.set_aside(name, carrier, standing);
+        };
+        if peer.carriers.get(&carrier) != Some(&standing) {
             peer.carriers.insert(carrier, standing);
             self.step(name, now);
+        }
+    }
+
+    /// Keeps what was said of a peer that is in no facts, as long as something might carry to it.
+    fn set_aside(&mut self, name: PeerName, carrier: Carrier, standing: Standing) {
+        let aside = self.aside.entry(name).or_default();
+        aside.carriers.insert(carrier, standing);
+        if aside.carriers.values().all(|standing| matches!(standing, Standing::Down { .. })) {
+            self.aside.remove(&name);
         }
     }
 
@@ -152,9 +181,11 @@ impl Overlay {
 
     /// A peer says whether packets between it and this node may travel in clear.
     pub fn handle_terms(&mut self, peer: PeerName, terms: Terms, now: Instant) {
-        if let Some(state) = self.peers.get_mut(&peer)
-            && state.plain != Some(terms.plain)
-        {
+        let Some(state) = self.peers.get_mut(&peer) else {
+            self.aside.entry(peer).or_default().plain = Some(terms.plain);
+            return;
+        };
+        if state.plain != Some(terms.plain) {
             state.plain = Some(terms.plain);
             self.changed = true;
             self.step(peer, now);

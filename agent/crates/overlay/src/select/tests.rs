@@ -9,7 +9,7 @@ use weave_proto::peer::{Features, Terms};
 use weave_proto::{Cidr, PeerName};
 
 use super::*;
-use crate::{Carrier, ForwardingTable, Way};
+use crate::{ForwardingTable, Way};
 
 const PEER: PeerName = PeerName::from_bits([2, 0, 0, 0, 0, 7]);
 const HOP: PeerName = PeerName::from_bits([2, 0, 0, 0, 0, 8]);
@@ -207,6 +207,34 @@ fn without_a_word_from_the_data_plane_the_kernels_way_is_taken() {
     assert_eq!((table.paths[0].way, table.paths[0].mtu), (FASTDP, None));
     assert_eq!(table.vteps[0].underlay, underlay(PEER));
     assert_eq!(lab.reason(), "direct, no encryption wanted");
+}
+
+#[test]
+fn what_is_said_of_a_peer_before_the_mesh_tells_of_it_counts_when_it_does() {
+    let mut lab = Lab::new(encrypting(&["192.0.2.0/24"]), Vec::new());
+    let features = ALL.with(Features::ENCRYPT);
+    let sleeve = Way::direct(Method::Sleeve);
+    lab.up(OTHER, Carrier::Direct(Method::Sleeve));
+    lab.overlay.handle_terms(OTHER, Terms { plain: true }, lab.now);
+    lab.open.insert((OTHER, sleeve), LARGEST);
+    lab.meet(PeerFacts { features, ..facts(OTHER) }, OTHER);
+    lab.run(secs(3));
+    let report = lab.overlay.report(OTHER, lab.now).unwrap();
+    assert_eq!(report.way, Some(FASTDP), "{report:?}");
+    lab.cut(FASTDP);
+    lab.down(OTHER, Carrier::Direct(Method::FastDp));
+    lab.run(secs(3));
+    assert_eq!(lab.overlay.report(OTHER, lab.now).unwrap().way, Some(sleeve));
+
+    // The mesh forgets it for a while, and its session stays.
+    let known = lab.facts.remove(&OTHER).unwrap();
+    lab.overlay.handle_facts(lab.facts.clone(), lab.now);
+    lab.settle();
+    assert!(lab.overlay.report(OTHER, lab.now).is_none());
+    lab.meet(known, OTHER);
+    lab.run(secs(3));
+    let report = lab.overlay.report(OTHER, lab.now).unwrap();
+    assert_eq!(report.way, Some(sleeve), "{report:?}");
 }
 
 #[test]
