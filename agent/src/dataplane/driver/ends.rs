@@ -1,27 +1,36 @@
 //! What is known of each link, and how two offers become a session.
+//!
+//! ```text
+//!   up ── own offer said, and said again until the session is heard ──┐
+//!                                                                     ├──> agreed: the keys of both numbers
+//!   up ── peer's offer heard, the newest one kept ────────────────────┘
+//! ```
+//!
+//! Nothing here counts on a message that arrives. Either end says its offer again, ever less often, until something
+//! authentic has come in the session that follows from it; and whatever one end has heard it keeps, so that a number
+//! that it draws anew needs no other word from the other end. Whoever has not been heard shows by it that the other end
+//! may lack the offer; whoever hears an offer twice says its own again, since the other end does not hear it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU8;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weave_proto::PeerName;
 use weave_proto::peer::Offer;
-use weave_sleeve::header::OVERHEAD;
 use weave_sleeve::keys::{Role, Suite};
 use weave_sleeve::session::Config;
 use weave_topology::LinkId;
 use zeroize::Zeroizing;
 
-use super::sessions::Sessions;
+use super::sessions::{Sessions, is_due};
 use crate::dataplane::sleeve::{PORT, SessionSettings};
-use crate::net::{mtu, names};
 
-/// Bytes that a sealed record adds to a packet beyond what VXLAN does: 60 against 50 over IPv4, 80 against 70 over IPv6.
-pub const SEALED_MORE: u32 = 10;
+/// How soon an offer is said again, at first: a session is usually heard within two round trips.
+const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often the underlay's devices are asked how large a packet they take.
-pub(super) const UNDERLAY_LOOK: Duration = Duration::from_secs(10);
+/// How often it is said in the end, if nothing is ever heard: on most such paths nothing will be.
+const SELDOM: Duration = Duration::from_secs(30);
 
 /// A link, from this end.
 #[derive(Debug, Clone)]
@@ -29,18 +38,30 @@ struct Link {
     peer: PeerName,
     dialled: bool,
     addr: SocketAddr,
-    /// What this end has said, or will say, that records must carry.
-    index: Option<u32>,
-    /// The peer's index of the session that was opened: the same again would be the same keys again.
-    theirs: Option<(u32, u32)>,
+    own: Option<Own>,
+    /// What the peer has said last.
+    heard: Option<Offer>,
+    /// Both numbers of the session that was opened: the same again would be the same keys again.
+    agreed: Option<(u32, u32)>,
+    /// Why there is no session.
+    trouble: Option<String>,
+}
+
+/// What this end says that records must carry.
+#[derive(Debug, Clone, Copy)]
+struct Own {
+    index: u32,
+    /// Since when the other end should be heard.
+    since: Instant,
+    said: Option<Instant>,
+    /// Whether the other end has said its own again, so that it may not have this one.
+    missed: bool,
 }
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Links {
     all: BTreeMap<LinkId, Link>,
-    /// The largest packet that fits a sealed record towards an address, as far as this node's devices know.
-    largest: BTreeMap<IpAddr, u32>,
 }
 
 /// A session to open, and its secret.
@@ -48,8 +69,8 @@ pub(super) type Agreed = (SessionSettings, Zeroizing<[u8; 32]>);
 
 impl Links {
     pub(super) fn up(&mut self, link: LinkId, peer: PeerName, dialled: bool, addr: SocketAddr) {
-        self.largest.remove(&addr.ip());
-        self.all.insert(link, Link { peer, dialled, addr, index: None, theirs: None });
+        let new = Link { peer, dialled, addr, own: None, heard: None, agreed: None, trouble: None };
+        self.all.insert(link, new);
     }
 
     pub(super) fn down(&mut self, link: LinkId) {
@@ -68,75 +89,108 @@ impl Links {
         self.all.values().map(|link| link.peer).collect()
     }
 
-    /// What this end says on a link: a number drawn anew.
-    pub(super) fn offer(&mut self, link: LinkId, queues: u8, sessions: &Sessions) -> Option<Offer> {
-        let taken: BTreeSet<u32> = self.all.values().filter_map(|link| link.index).collect();
-        let link = self.all.get_mut(&link)?;
+    /// Why there is no session with a peer, where the links tell.
+    pub(super) fn trouble(&self, peer: PeerName) -> Option<&str> {
+        self.all.values().filter(|link| link.peer == peer).find_map(|link| link.trouble.as_deref())
+    }
+
+    /// Draws a number for the records that this end takes with the keys of a link.
+    pub(super) fn draw(&mut self, link: LinkId, sessions: &Sessions, now: Instant) {
+        let taken: BTreeSet<u32> =
+            self.all.values().filter_map(|link| link.own).map(|own| own.index).collect();
+        let Some(link) = self.all.get_mut(&link) else { return };
         let index = loop {
             let index = u32::from_ne_bytes(crate::peer::chance());
             if !taken.contains(&index) && !sessions.contains(index) {
                 break index;
             }
         };
-        link.index = Some(index);
-        let suites = suites().iter().map(|&suite| suite as u8).collect();
-        Some(Offer { index, suites, queues, port: PORT })
+        link.own = Some(Own { index, since: now, said: None, missed: false });
     }
 
-    /// The session that follows from both offers; none if it is open already, or this end has not said its own.
-    ///
-    /// # Errors
-    /// There is none: the sentence says why.
+    /// What is to be said now: every offer for the first time, and those that nothing has come of.
+    pub(super) fn offers(&mut self, queues: u8, sessions: &Sessions, now: Instant) -> Vec<(LinkId, Offer)> {
+        let mut offers = Vec::new();
+        for (&id, link) in &mut self.all {
+            let Some(own) = &mut link.own else { continue };
+            let due = match sessions.is_heard(own.index) {
+                true => own.missed,
+                false => is_due(own.since, own.said, (AGAIN, SELDOM), now),
+            };
+            if due {
+                (own.said, own.missed) = (Some(now), false);
+                let suites = suites().iter().map(|&suite| suite as u8).collect();
+                offers.push((id, Offer { index: own.index, suites, queues, port: PORT }));
+            }
+        }
+        offers
+    }
+
+    /// A peer has said how it takes records; the number of the session that it goes with, if that is open already.
+    pub(super) fn hear(&mut self, link: LinkId, peer: PeerName, offer: Offer) -> Option<u32> {
+        let link = self.all.get_mut(&link).filter(|link| link.peer == peer)?;
+        let theirs = offer.index;
+        link.heard = Some(offer);
+        let own = link.own.as_mut().filter(|own| link.agreed == Some((own.index, theirs)))?;
+        own.missed = true;
+        Some(own.index)
+    }
+
+    /// The session that follows from both offers of a link, if it is not open already.
     pub(super) fn agree(
         &mut self,
-        (link, peer): (LinkId, PeerName),
-        offer: &Offer,
+        link: LinkId,
         queues: u8,
-        export: impl Fn(&[u8]) -> Option<[u8; 32]>,
-    ) -> Result<Option<Agreed>, String> {
-        let Some(link) = self.all.get_mut(&link).filter(|link| link.peer == peer) else { return Ok(None) };
-        let Some(index) = link.index else { return Ok(None) };
-        if link.theirs == Some((index, offer.index)) {
-            return Ok(None);
+        (record_len, now): (impl FnOnce(SocketAddr) -> usize, Instant),
+        export: impl FnOnce(&[u8]) -> Option<[u8; 32]>,
+    ) -> Option<Agreed> {
+        let link = self.all.get_mut(&link)?;
+        let (own, offer) = (link.own?.index, link.heard.clone()?);
+        if link.agreed == Some((own, offer.index)) {
+            return None;
         }
-        let theirs: Vec<Suite> =
-            offer.suites.iter().filter_map(|&number| Suite::from_number(number)).collect();
-        let suite = Suite::agreed(suites(), &theirs)
-            .ok_or("the two ends have no cipher in common: upgrade the older one")?;
-        let (Some(send_queues), Some(receive_queues)) =
-            (NonZeroU8::new(queues), NonZeroU8::new(offer.queues))
-        else {
-            return Err("the peer offers no queue".to_owned());
+        let (suite, send_queues, receive_queues) = match common(&offer, queues) {
+            Ok(common) => common,
+            Err(why) => {
+                if link.trouble.as_deref() != Some(why) {
+                    tracing::warn!(peer = %link.peer, why, "no sealed records can be exchanged");
+                    link.trouble = Some(why.to_owned());
+                }
+                return None;
+            }
         };
-        if offer.port == 0 {
-            return Err("the peer takes no sealed records by UDP".to_owned());
-        }
         let role = if link.dialled { Role::Initiator } else { Role::Responder };
         // The dialler's number first: new numbers on the same link make new keys.
-        let (first, second) = if link.dialled { (index, offer.index) } else { (offer.index, index) };
+        let (first, second) = if link.dialled { (own, offer.index) } else { (offer.index, own) };
         let context = [first.to_be_bytes(), second.to_be_bytes()].concat();
-        let Some(secret) = export(&context) else { return Ok(None) };
-        link.theirs = Some((index, offer.index));
+        // None if the link is gone, which will be told next.
+        let secret = export(&context)?;
+        link.agreed = Some((own, offer.index));
+        link.trouble = None;
+        // The other end has drawn anew, and may have forgotten what this one had said.
+        if let Some(own) = &mut link.own {
+            own.since = now;
+        }
         let remote = SocketAddr::new(link.addr.ip(), offer.port);
-        let record_len = usize::try_from(self.largest(remote.ip())).unwrap_or(usize::MAX) + OVERHEAD;
+        let record_len = record_len(remote);
         let config =
             Config { role, suite, send_queues, receive_queues, remote_index: offer.index, record_len };
-        Ok(Some((SessionSettings { index, peer, remote, config }, Zeroizing::new(secret))))
+        let settings = SessionSettings { index: own, peer: link.peer, remote, config };
+        Some((settings, Zeroizing::new(secret)))
     }
+}
 
-    /// Has the underlay asked again.
-    pub(super) fn look_again(&mut self) {
-        self.largest.clear();
+/// What both ends can do.
+fn common(offer: &Offer, queues: u8) -> Result<(Suite, NonZeroU8, NonZeroU8), &'static str> {
+    let theirs: Vec<Suite> = offer.suites.iter().filter_map(|&number| Suite::from_number(number)).collect();
+    let suite = Suite::agreed(suites(), &theirs)
+        .ok_or("the two ends have no cipher in common: upgrade the older one")?;
+    let send = NonZeroU8::new(queues).ok_or("this node has no queue")?;
+    let receive = NonZeroU8::new(offer.queues).ok_or("the peer offers no queue")?;
+    if offer.port == 0 {
+        return Err("the peer takes no sealed records by UDP");
     }
-
-    /// The largest packet that fits a sealed record towards `at`, as far as this node's devices know.
-    pub(super) fn largest(&mut self, at: IpAddr) -> u32 {
-        let at = at.to_canonical();
-        *self.largest.entry(at).or_insert_with(|| {
-            let guess = mtu::ETHERNET_MTU - names::VXLAN_OVERHEAD;
-            mtu::underlay(&[at]).map_or(guess, |underlay| underlay.overlay_mtu).saturating_sub(SEALED_MORE)
-        })
-    }
+    Ok((suite, send, receive))
 }
 
 /// What this processor does well, best first.
@@ -149,3 +203,6 @@ fn suites() -> &'static [Suite] {
     let has_aes = false;
     Suite::offered(has_aes)
 }
+
+#[cfg(test)]
+mod tests;

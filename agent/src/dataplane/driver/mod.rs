@@ -20,6 +20,7 @@ mod probes;
 mod sessions;
 mod telling;
 mod tunnel;
+mod underlay;
 mod word;
 
 use std::collections::BTreeMap;
@@ -27,17 +28,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use weave_overlay::{ForwardingTable, Method, Probe, ProbeAnswer, WayNews};
+use weave_overlay::{ForwardingTable, Probe, ProbeAnswer, WayNews};
 use weave_proto::PeerName;
 use weave_proto::peer::Offer;
 use weave_sleeve::header::OVERHEAD;
 use weave_topology::LinkId;
 
-pub use self::ends::SEALED_MORE;
-use self::ends::{Links, UNDERLAY_LOOK};
+use self::ends::Links;
 use self::prober::{Heard, Prober};
-use self::sessions::Sessions;
+use self::sessions::{GREETING, Sessions};
 pub use self::tunnel::Tunnel;
+pub use self::underlay::SEALED_MORE;
+use self::underlay::{UNDERLAY_LOOK, Underlay};
 use self::word::{Kind, WORD_LEN, Word};
 use super::sleeve::{Carrier, CountersSnapshot, Event, Peer};
 use crate::net::names;
@@ -45,9 +47,6 @@ use crate::peer::LinkKeys;
 
 /// How often epochs and the silence of sessions are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How often a new session greets the other end until it is heard.
-const GREETING: Duration = Duration::from_millis(200);
 
 /// What this node's data plane may do.
 #[derive(Debug, Clone)]
@@ -119,7 +118,9 @@ pub struct Driver {
     asked: BTreeMap<u64, (Probe, Instant)>,
     told: BTreeMap<(PeerName, weave_overlay::Carrier), WayNews>,
     given: Vec<Peer>,
+    underlay: Underlay,
     underlay_looked: Instant,
+    looked: Instant,
 }
 
 /// What ended a wait.
@@ -154,7 +155,9 @@ impl Driver {
             asked: BTreeMap::new(),
             told: BTreeMap::new(),
             given: Vec::new(),
+            underlay: Underlay::default(),
             underlay_looked: Instant::now(),
+            looked: Instant::now(),
         }
     }
 
@@ -173,22 +176,18 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Wake {
-        let pause = match (&self.tunnel, self.sessions.greeting(Instant::now()).is_empty()) {
-            (Ok(_), false) => Some(GREETING),
-            (Ok(_), true) if self.sessions.is_empty() && self.links.is_empty() => None,
-            (Ok(_), true) => Some(LOOK),
-            (Err(_), _) => None,
-        };
+        // A moment and not a pause: what happens all the time must not put it off.
+        let next = self.next_look();
         let [four, six] = &mut self.probers;
         let events = async {
             match &mut self.tunnel {
-                Ok(tunnel) => tunnel.events.recv().await,
+                Ok(tunnel) => tunnel.event().await,
                 Err(_) => std::future::pending().await,
             }
         };
         let time = async {
-            match pause {
-                Some(pause) => tokio::time::sleep(pause).await,
+            match next {
+                Some(next) => tokio::time::sleep_until(next.into()).await,
                 None => std::future::pending().await,
             }
         };
@@ -201,18 +200,30 @@ impl Driver {
         }
     }
 
+    /// When to look next; never while there is nothing to look at.
+    fn next_look(&self) -> Option<Instant> {
+        if self.tunnel.is_err() || (self.sessions.is_empty() && self.links.is_empty()) {
+            return None;
+        }
+        Some(self.looked + if self.sessions.are_unheard() { GREETING } else { LOOK })
+    }
+
     fn obey(&mut self, order: Order) {
         match order {
             Order::LinkUp { link, dialled, addr, peer } => {
+                let now = Instant::now();
+                self.underlay.look_again_at(addr.ip());
                 self.links.up(link, peer, dialled, addr);
-                self.offer(link);
+                self.links.draw(link, &self.sessions, now);
+                self.offer(now);
+                self.settle();
             }
             Order::LinkDown { link, withdrawn } => {
                 self.links.down(link);
                 self.sessions.link_down(link, withdrawn, Instant::now());
                 self.settle();
             }
-            Order::Offer { link, peer, offer } => self.on_offer(link, peer, &offer),
+            Order::Offer { link, peer, offer } => self.on_offer(link, peer, offer),
             Order::Probe(probe) => self.probe(probe),
             Order::Table(table) => {
                 self.table = table;
@@ -221,36 +232,42 @@ impl Driver {
         }
     }
 
-    /// Says on a link how records are taken.
-    fn offer(&mut self, link: LinkId) {
-        let Ok(tunnel) = &self.tunnel else { return self.settle() };
-        if let Some(offer) = self.links.offer(link, tunnel.queues, &self.sessions) {
+    /// Says on links how records are taken, where that is due.
+    fn offer(&mut self, now: Instant) {
+        let Ok(tunnel) = &self.tunnel else { return };
+        for (link, offer) in self.links.offers(tunnel.queues, &self.sessions, now) {
             self.tell(Report::Offer(link, offer));
         }
     }
 
-    fn on_offer(&mut self, link: LinkId, peer: PeerName, offer: &Offer) {
+    fn on_offer(&mut self, link: LinkId, peer: PeerName, offer: Offer) {
+        match self.links.hear(link, peer, offer) {
+            // Said again, so it does not hear this end.
+            Some(index) => {
+                self.greet(index);
+                self.offer(Instant::now());
+            }
+            None => self.agree(link),
+        }
+    }
+
+    /// Opens the session of a link, if both ends have said their numbers.
+    fn agree(&mut self, link: LinkId) {
         let Ok(tunnel) = &self.tunnel else { return };
-        let keys = &self.keys;
-        let agreed =
-            self.links.agree((link, peer), offer, tunnel.queues, |context| keys.export(link, context));
-        match agreed {
-            Ok(Some((settings, secret))) => {
-                let now = Instant::now();
-                if self.sessions.contains(settings.index) {
-                    tunnel.engine.close_session(settings.index);
-                }
-                tunnel.engine.open_session(settings, &secret[..], now);
-                self.sessions.open(settings.index, (peer, link), settings.remote, now);
-                self.greet(settings.index);
-                self.settle();
+        let (keys, underlay, now) = (&self.keys, &mut self.underlay, Instant::now());
+        let record_len = |remote: SocketAddr| {
+            usize::try_from(underlay.largest(remote.ip())).unwrap_or(usize::MAX) + OVERHEAD
+        };
+        let export = |context: &[u8]| keys.export(link, context);
+        if let Some((settings, secret)) = self.links.agree(link, tunnel.queues, (record_len, now), export) {
+            if self.sessions.contains(settings.index) {
+                tunnel.engine.close_session(settings.index);
             }
-            Ok(None) => {}
-            Err(why) => {
-                tracing::warn!(%peer, why, "no sealed records can be exchanged");
-                let carrier = weave_overlay::Carrier::Direct(Method::Sleeve);
-                self.news(WayNews::Down { peer, carrier, why });
-            }
+            tunnel.engine.open_session(settings, &secret[..], now);
+            self.sessions.open(settings.index, (settings.peer, link), settings.remote, now);
+            self.look();
+        } else {
+            self.settle();
         }
     }
 
@@ -278,6 +295,7 @@ impl Driver {
     /// Looks at what changes without a word: epochs, sessions that are heard or silent, the underlay's MTU.
     fn look(&mut self) {
         let now = Instant::now();
+        self.looked = now;
         if let Ok(tunnel) = &self.tunnel {
             // The deadline that it returns is never sooner than the next look matters.
             let _deadline = tunnel.engine.maintain(now);
@@ -288,9 +306,10 @@ impl Driver {
         for index in self.sessions.greeting(now) {
             self.greet(index);
         }
+        self.offer(now);
         if now >= self.underlay_looked + UNDERLAY_LOOK {
             self.underlay_looked = now;
-            self.links.look_again();
+            self.underlay.look_again();
         }
         self.settle();
     }
@@ -306,9 +325,12 @@ impl Driver {
         if let Err(why) = &self.tunnel {
             tracing::error!(why, "sealed tunnels are off");
         }
+        let now = Instant::now();
         for link in self.links.ids() {
-            self.offer(link);
+            self.links.draw(link, &self.sessions, now);
+            self.agree(link);
         }
+        self.offer(now);
         self.settle();
     }
 

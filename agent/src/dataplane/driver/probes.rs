@@ -38,7 +38,10 @@ impl Driver {
             }
             Kind::Greeting => {}
         }
-        self.look();
+        // The first word of a session is what it waits for.
+        if !self.sessions.is_heard(session) {
+            self.look();
+        }
     }
 
     /// A word came through the kernel's tunnel.

@@ -25,8 +25,23 @@ const LINGER: Duration = Duration::from_secs(10);
 /// How long an orphan without a successor may be silent: its peer may only have lost the control connection.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// For how long a new session greets the other end, which may open it a little later.
-const GREETING_TIME: Duration = Duration::from_secs(5);
+/// How often a new session greets the other end, which may open it a little later.
+pub(super) const GREETING: Duration = Duration::from_millis(200);
+
+/// How often in the end, if nothing is ever heard.
+const SELDOM: Duration = Duration::from_secs(10);
+
+/// Whether something that is repeated until it has its effect is due: after `least` at first, ever less often, and
+/// after `most` in the end.
+pub(super) fn is_due(
+    since: Instant,
+    last: Option<Instant>,
+    (least, most): (Duration, Duration),
+    now: Instant,
+) -> bool {
+    let pause = (now.saturating_duration_since(since) / 4).clamp(least, most);
+    last.is_none_or(|last| now >= last + pause)
+}
 
 /// One session.
 #[derive(Debug, Clone)]
@@ -39,6 +54,7 @@ pub(super) struct Session {
     /// The order in which sessions were opened.
     number: u64,
     opened: Instant,
+    greeted: Option<Instant>,
     /// How much was received when that was last looked at.
     received: u64,
     heard: Option<Instant>,
@@ -70,6 +86,7 @@ impl Sessions {
             remote,
             number,
             opened: now,
+            greeted: None,
             received: 0,
             heard: None,
             orphan: None,
@@ -140,10 +157,26 @@ impl Sessions {
         over
     }
 
-    /// Those that are to greet the other end now and then.
-    pub(super) fn greeting(&self, now: Instant) -> Vec<u32> {
-        let is_new = |session: &&Session| session.heard.is_none() && now < session.opened + GREETING_TIME;
-        self.all.iter().filter(|(_, session)| is_new(session)).map(|(&index, _)| index).collect()
+    /// Those that are to greet the other end now.
+    pub(super) fn greeting(&mut self, now: Instant) -> Vec<u32> {
+        let mut due = Vec::new();
+        for (&index, session) in self.all.iter_mut().filter(|(_, session)| session.heard.is_none()) {
+            if is_due(session.opened, session.greeted, (GREETING, SELDOM), now) {
+                session.greeted = Some(now);
+                due.push(index);
+            }
+        }
+        due
+    }
+
+    /// Whether one of them is yet to be heard, so that it should be looked at soon.
+    pub(super) fn are_unheard(&self) -> bool {
+        self.all.values().any(|session| session.heard.is_none())
+    }
+
+    /// Whether something authentic has come in a session.
+    pub(super) fn is_heard(&self, index: u32) -> bool {
+        self.all.get(&index).is_some_and(|session| session.heard.is_some())
     }
 }
 
@@ -171,9 +204,23 @@ mod tests {
         let (mut sessions, now) = two();
         assert_eq!(sent_with(&sessions), Some(11));
         assert_eq!(sessions.greeting(now), [22]);
+        assert!(sessions.greeting(now).is_empty());
+        assert_eq!(sessions.greeting(now + GREETING), [22]);
         sessions.look(|_| Some(5), now);
         assert_eq!(sent_with(&sessions), Some(22));
-        assert!(sessions.greeting(now).is_empty());
+        assert!(sessions.greeting(now + SELDOM).is_empty());
+    }
+
+    #[test]
+    fn a_session_that_is_never_heard_greets_for_ever_but_ever_less_often() {
+        let (mut sessions, now) = two();
+        let greets = |sessions: &mut Sessions, from: u64, to: u64| {
+            let moments = (from * 10..to * 10).map(|tenth| now + Duration::from_millis(tenth * 100));
+            moments.filter(|&at| !sessions.greeting(at).is_empty()).count()
+        };
+        assert!(greets(&mut sessions, 0, 5) > 8);
+        let later = greets(&mut sessions, 600, 700);
+        assert!((9..=11).contains(&later), "{later}");
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use weave_overlay::{Method, Via, WayNews};
+use weave_overlay::{Carrier as Of, Method, Via, WayNews};
 use weave_proto::PeerName;
 use weave_sleeve::header::OVERHEAD;
 use weave_sleeve::relay::RELAYED_OVERHEAD;
 
-use super::ends::SEALED_MORE;
 use super::probes::prober;
+use super::underlay::SEALED_MORE;
 use super::{Driver, Report};
 use crate::dataplane::sleeve::{Carrier, Hop, Peer, SendWith};
 
@@ -28,6 +28,14 @@ impl Driver {
         for news in self.ways() {
             self.news(news);
         }
+        // Whoever comes back is told of anew.
+        let (links, sessions) = (self.links.peers(), self.sessions.peers());
+        self.told.retain(|(peer, carrier), _| match carrier {
+            Of::Direct(Method::FastDp) => self.table.vteps.iter().any(|vtep| vtep.peer == *peer),
+            Of::Direct(Method::Sleeve | Method::Quic) | Of::Relay => {
+                links.contains(peer) || sessions.contains(peer)
+            }
+        });
     }
 
     fn peers(&mut self) -> Vec<Peer> {
@@ -43,7 +51,7 @@ impl Driver {
                 Via::Direct => (Carrier::Udp, session.map(|(session, _)| Hop::Udp { session }), OVERHEAD),
                 Via::Relay(hop) => (Carrier::Relay(hop), Some(Hop::Next(hop)), RELAYED_OVERHEAD),
             };
-            let largest = session.map(|(_, at)| self.links.largest(at));
+            let largest = session.map(|(_, at)| self.underlay.largest(at));
             let mtu = path.and_then(|path| path.mtu).or(largest).unwrap_or(SMALLEST);
             peers.push(Peer {
                 peer: name,
@@ -58,16 +66,16 @@ impl Driver {
 
     /// What can be said of every way now.
     fn ways(&mut self) -> Vec<WayNews> {
-        use weave_overlay::Carrier as Of;
         let mut ways = Vec::new();
         let absent = self.tunnel.as_ref().err().cloned();
         for peer in self.links.peers().union(&self.sessions.peers()).copied() {
             let session = self.sessions.to(peer).map(|(_, session)| session.remote);
-            let why = || match &absent {
+            let trouble = self.links.trouble(peer).map(str::to_owned);
+            let why = || match absent.as_ref().or(trouble.as_ref()) {
                 Some(why) => why.clone(),
                 None => "the two ends have not agreed on keys yet".to_owned(),
             };
-            let largest = session.map(|at| self.links.largest(at.ip()));
+            let largest = session.map(|at| self.underlay.largest(at.ip()));
             for carrier in [Of::Direct(Method::Sleeve), Of::Relay] {
                 ways.push(match largest {
                     Some(largest) if carrier == Of::Relay => {
@@ -83,7 +91,7 @@ impl Driver {
             let (peer, carrier) = (vtep.peer, Of::Direct(Method::FastDp));
             ways.push(match prober(&mut self.probers, vtep.underlay).ensure() {
                 Ok(()) => {
-                    let largest = self.links.largest(vtep.underlay) + SEALED_MORE;
+                    let largest = self.underlay.largest(vtep.underlay) + SEALED_MORE;
                     WayNews::Up { peer, carrier, largest }
                 }
                 Err(error) => {
@@ -92,17 +100,16 @@ impl Driver {
                 }
             });
         }
+        let (links, sessions) = (self.links.peers(), self.sessions.peers());
         let gone = self.told.keys().filter(|(peer, carrier)| {
-            *carrier != Of::Direct(Method::FastDp)
-                && !self.links.peers().contains(peer)
-                && !self.sessions.peers().contains(peer)
+            *carrier != Of::Direct(Method::FastDp) && !links.contains(peer) && !sessions.contains(peer)
         });
         let why = "no session with this peer".to_owned();
         ways.extend(gone.map(|&(peer, carrier)| WayNews::Down { peer, carrier, why: why.clone() }));
         ways
     }
 
-    pub(super) fn news(&mut self, news: WayNews) {
+    fn news(&mut self, news: WayNews) {
         let (WayNews::Up { peer, carrier, .. } | WayNews::Down { peer, carrier, .. }) = &news;
         let place = (*peer, *carrier);
         if self.told.get(&place) != Some(&news) {

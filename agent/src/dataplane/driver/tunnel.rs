@@ -9,13 +9,15 @@ use crate::dataplane::sleeve::{Engine, Event, PORT};
 use crate::dataplane::tun::Tun;
 use crate::net::names;
 
-/// Events of the engine that may wait. They are about probes and rare changes; what does not fit is a lost probe.
-const EVENTS: usize = 1024;
+/// Probes that may wait. What does not fit is a lost probe, which will be repeated.
+const PROBES: usize = 1024;
 
 /// The tunnels in user space: running, or why they cannot be.
 pub struct Tunnel {
     pub(super) engine: Engine,
-    pub(super) events: mpsc::Receiver<Event>,
+    probes: mpsc::Receiver<Event>,
+    /// Everything else: rare, and told once.
+    changes: mpsc::UnboundedReceiver<Event>,
     pub(super) queues: u8,
 }
 
@@ -27,16 +29,29 @@ impl Tunnel {
     pub fn start(settings: &Settings) -> Result<Self, String> {
         let tun = Tun::open(names::TUN, queues()).map_err(|error| error.to_string())?;
         let queues = u8::try_from(tun.queues.len()).unwrap_or(1);
-        let (sender, events) = mpsc::channel(EVENTS);
-        // A full queue is full of probes, which will be repeated.
-        let sink = Box::new(move |event| drop(sender.try_send(event)));
+        let (to_probes, probes) = mpsc::channel(PROBES);
+        let (to_changes, changes) = mpsc::unbounded_channel();
+        let sink = Box::new(move |event| match matches!(event, Event::Probe { .. }) {
+            true => drop(to_probes.try_send(event)),
+            // Fails only when nobody wants to know any more.
+            false => drop(to_changes.send(event)),
+        });
         let listen = |host: IpAddr| SocketAddr::new(host, PORT);
         let all = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
         let host = settings.host.unwrap_or_else(|| if has_ipv6() { all[0] } else { all[1] });
         let engine = Engine::start(settings.name, tun, listen(host), sink).map_err(|error| {
             format!("{error}: is another agent running, or does something else use UDP {PORT}?")
         })?;
-        Ok(Self { engine, events, queues })
+        Ok(Self { engine, probes, changes, queues })
+    }
+
+    /// What the engine tells next; none if it has ended. May be cancelled without loss.
+    pub(super) async fn event(&mut self) -> Option<Event> {
+        tokio::select! {
+            biased;
+            change = self.changes.recv() => change,
+            probe = self.probes.recv() => probe,
+        }
     }
 }
 
