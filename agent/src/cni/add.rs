@@ -117,10 +117,10 @@ impl<A: Addresses, P: Ports> Cni<A, P> {
         };
         let pod = Arc::clone(pod);
         self.blocking(move || configure(&pod, &plan)).await.map_err(Refusal::from)?;
-        let name = port.host_interface.clone();
-        let forwards = self.kernel(move |host| await_forwarding(host, &name)).await.map_err(Refusal::from)?;
-        if !forwards {
-            tracing::warn!(container = %intent.add.key, "the bridge does not forward for the pod's port yet");
+        let (bridge, name) = (intent.facts.bridge.clone(), port.host_interface.clone());
+        let forwards = self.kernel(move |host| await_forwarding(host, &bridge, &name)).await;
+        if !forwards.map_err(Refusal::from)? {
+            tracing::warn!(container = %intent.add.key, "no packet passes between the bridge and the pod yet");
         }
         Ok(attached(intent, &port))
     }

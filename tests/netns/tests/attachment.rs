@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -105,6 +106,52 @@ fn a_pod_talks_from_the_moment_that_add_returns_while_others_come_and_go() {
         ensure!(report.lost == 0, "another pod noticed: {report:?}");
         Ok(())
     });
+}
+
+/// A bridge without a pod has no carrier, and gets one from its first pod: the slowest case.
+#[test]
+fn a_nodes_only_pod_answers_from_the_moment_that_add_returns_however_busy_the_machine() {
+    const TURNS: u32 = 60;
+    run_in_lab(|lab| {
+        let host = alone(lab)?;
+        let node = host.ns()?;
+        let lost = while_busy(|| {
+            let mut lost = Vec::new();
+            for turn in 0..TURNS {
+                let pod = host.pod("only")?;
+                // An echo that was lost was lost; the next would hide it.
+                lost.extend(probe::ping(&node, pod.address()).err().map(|_| turn));
+                pod.detach(&host)?;
+                eventually(PATIENCE, "the bridge has no carrier", || {
+                    let bridge = node.ip("link show dev weave")?;
+                    ensure!(bridge.contains("NO-CARRIER"), "{bridge}");
+                    Ok(())
+                })?;
+            }
+            Ok(lost)
+        })?;
+        ensure!(lost.is_empty(), "{} of {TURNS} pods did not answer at first: {lost:?}", lost.len());
+        Ok(())
+    });
+}
+
+/// Does the work while every processor computes.
+fn while_busy<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let ending = AtomicBool::new(false);
+    let spin = || {
+        while !ending.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    };
+    std::thread::scope(|scope| {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..processors * 2 {
+            scope.spawn(spin);
+        }
+        let result = work();
+        ending.store(true, Ordering::Relaxed);
+        result
+    })
 }
 
 #[test]
