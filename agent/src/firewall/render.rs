@@ -24,6 +24,8 @@
 //! - VXLAN packets are taken from peers only, before connection tracking: a stranger can neither inject packets nor
 //!   fill the table. They are not tracked at all: each inner flow has its own outer source port, so tracking them
 //!   would double the entries and the lookups of every flow, for packets that are never translated.
+//! - A pod sends no datagram to the VXLAN port of anything outside the universe: behind the node's address it would be
+//!   a peer's packet to the other node, with whatever inner source the pod likes among those of this node.
 //! - What comes out of the tunnel must have a source address that the sending peer (by its MAC address) owns.
 //! - A packet for the universe leaves by a device of the overlay or not at all. This is asked in `postrouting`,
 //!   which forwarded and local packets both pass, rather than in `forward` and `output`: a local packet to a Service
@@ -94,7 +96,7 @@ pub enum Drop {
     OtherProtocol,
     /// A frame came from a port that is no pod's.
     UnknownPort,
-    /// A VXLAN packet came from somebody who is no peer, or whose packets must be sealed.
+    /// A VXLAN packet came from somebody who is no peer, or whose packets must be sealed, or from a pod.
     ForgedVxlan,
     /// A packet came out of the tunnel with an address that the sending peer does not own.
     ForgedSource,
@@ -210,7 +212,11 @@ impl Facts {
         });
         text.block("chain from_bridge", |text| {
             text.line(&format!("meta pkttype != host {}", count_and_drop(Drop::NotUnicast)));
-            text.line("goto to_tunnel");
+            text.line(&format!("udp dport {VXLAN_PORT} goto vxlan_of_pod"));
+        });
+        text.block("chain vxlan_of_pod", |text| {
+            text.line("fib daddr type local goto vxlan");
+            text.line(&format!("ip daddr != {} {}", self.universe, count_and_drop(Drop::ForgedVxlan)));
         });
         text.block("chain from_tunnel", |text| {
             text.line(&format!("ether saddr . ip saddr @{} goto to_tunnel", Set::Sources.name()));

@@ -275,3 +275,42 @@ fn a_stranger_s_vxlan_packets_are_dropped_and_a_peer_s_only_from_its_own_ranges(
         scene.talk()
     });
 }
+
+/// Behind its node's address, a pod's datagram to another node would look like a packet of that node.
+#[test]
+fn a_pod_s_own_vxlan_packets_reach_no_other_node_s_pods() {
+    run_in_lab(|lab| {
+        let scene = Scene::new(lab)?;
+        let vteps = (scene.hosts[1].ns()?.mac("weave-vx")?, scene.hosts[0].ns()?.mac("weave-vx")?);
+        let inner = |source: &Pod, to: &Pod| {
+            let (from, to) =
+                (SocketAddrV4::new(source.address(), PORT), SocketAddrV4::new(to.address(), PORT));
+            packet::vxlan(VXLAN_NETWORK, &packet::udp_frame(vteps, from, to, b"forged"))
+        };
+        let send = |from: &weave_netns::ns::Netns, payload: &[u8]| -> Result<()> {
+            from.enter(|| -> Result<()> {
+                let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                socket.send_to(payload, (scene.hosts[1].address(), VXLAN_PORT)).map(drop).context("sending")
+            })?
+        };
+        let capture = || Capture::inbound(scene.far.ns(), INTERFACE, &format!("udp port {PORT}"));
+        let honest = capture()?;
+        send(&*scene.hosts[0].ns()?, &inner(&scene.victim, &scene.far))?;
+        honest.wait(PATIENCE).context("the node's own packet does not arrive")?;
+        let (forged, before) = (capture()?, scene.drops()?);
+        for source in [&scene.victim, &scene.evil] {
+            send(scene.evil.ns(), &inner(source, &scene.far))?;
+        }
+        throughout(WATCH, "nothing forged arrives", || {
+            let seen = forged.lines();
+            ensure!(seen.is_empty(), "a pod of the other node saw {seen:#?}");
+            Ok(())
+        })?;
+        eventually(PATIENCE, "the drops are counted", || {
+            let now = scene.drops()?;
+            ensure!(now >= before + 2, "{before} before, {now} now");
+            Ok(())
+        })?;
+        scene.talk()
+    });
+}
