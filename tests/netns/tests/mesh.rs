@@ -36,6 +36,42 @@ fn first_starts_may_be_staggered_and_the_early_ones_say_what_they_wait_for() {
 }
 
 #[test]
+fn seeds_that_are_named_share_the_range_without_a_vote_and_an_observer_gets_a_part_of_it() {
+    run_in_lab(|lab| {
+        let (one, other, late) = (lab.host("one")?, lab.host("other")?, lab.host("late")?);
+        let options = |init: &str, peer: &Host| AgentOptions {
+            init: Some(init.to_owned()),
+            ..AgentOptions::dialling(&[peer])
+        };
+        // A peer has its name from its first start, so the list is written after one as observers.
+        let mut names = Vec::new();
+        for (host, peer) in [(&one, &other), (&other, &one)] {
+            host.launch(&options("observer", peer))?;
+            eventually(PATIENCE, "an observer waits", || waits(host))?;
+            throughout(Duration::from_secs(2), "an observer founds nothing", || waits(host))?;
+            names.push(host.status(&[])?["name"].as_str().context("no name")?.to_owned());
+            host.stop_agent()?;
+        }
+        let seeds = format!("seed={}", names.join(","));
+        // Neither asks the other: one that is alone gives out addresses.
+        one.launch(&options(&seeds, &other))?;
+        one.wait_ready()?;
+        other.launch(&options(&seeds, &one))?;
+        other.wait_ready()?;
+        equal_shares(&one, 2)?;
+        late.launch(&options("observer", &one))?;
+        late.wait_ready()?;
+        one_universe(&[&one, &other, &late])?;
+        let (pod, far) = (late.pod("pod")?, other.pod("far")?);
+        let _server = far.serve()?;
+        eventually(PATIENCE, "the observer's pod is part of the network", || {
+            probe::reach(pod.ns(), far.service(), "far")
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
 fn joiner_after_joiner_makes_a_mesh_of_eight_in_which_nobody_owns_more_than_twice_another() {
     run_in_lab(|lab| {
         let first = lab.host("n1")?;
@@ -125,7 +161,8 @@ fn two_meshes_that_each_split_the_range_refuse_to_become_one() {
             host.wait_ready()?;
         }
         one.weave(&["connect", &other.address().to_string()])?;
-        wait_refused(&one, &other, "")?;
+        wait_refused(&one, &other, "split twice")?;
+        wait_refused(&other, &one, "split twice")?;
         throughout(Duration::from_secs(2), "the meshes stay apart", || not_established(&one))?;
         let (pod, stranger) = (one.pod("pod")?, other.pod("stranger")?);
         ensure!(
