@@ -501,7 +501,8 @@ other.";
 
 const RESET: &str = "\
 Remove every trace of weave from this node: bridge, tunnel devices, routes, firewall table, addresses, identity, \
-sockets, the CNI plugin and its network. Pods that are still attached lose their network.
+sockets, the CNI plugin and its network. Pods that are still attached lose their network. The kernel's forwarding \
+(net.ipv4.ip_forward) stays on, since others may rely on it by now.
 
 The other peers go on counting the addresses of this peer as taken: run `weave rmpeer` on one of them.";
 
