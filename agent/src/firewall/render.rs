@@ -26,7 +26,8 @@
 //!   would double the entries and the lookups of every flow, for packets that are never translated.
 //! - A pod sends no datagram to the VXLAN port of anything outside the universe: behind the node's address it would be
 //!   a peer's packet to the other node, with whatever inner source the pod likes among those of this node.
-//! - What comes out of the tunnel must have a source address that the sending peer (by its MAC address) owns.
+//! - What comes out of the tunnel must have a source address that the sending peer (by its MAC address) owns, and what
+//!   comes from outside none of the universe: whoever shares the underlay could speak as any pod otherwise.
 //! - A packet for the universe leaves by a device of the overlay or not at all. This is asked in `postrouting`,
 //!   which forwarded and local packets both pass, rather than in `forward` and `output`: a local packet to a Service
 //!   is translated in `output` and only then routed anew, while rules of `output` still see the first route's device.
@@ -98,7 +99,8 @@ pub enum Drop {
     UnknownPort,
     /// A VXLAN packet came from somebody who is no peer, or whose packets must be sealed, or from a pod.
     ForgedVxlan,
-    /// A packet came out of the tunnel with an address that the sending peer does not own.
+    /// A packet came out of the tunnel with an address that the sending peer does not own, or from outside with one of
+    /// the universe.
     ForgedSource,
     /// A packet for the universe was about to leave by a device that is not the overlay's.
     AroundOverlay,
@@ -208,6 +210,14 @@ impl Facts {
                 "iifname vmap {{ \"{BRIDGE}\" : goto from_bridge, \"{VXLAN}\" : goto from_tunnel, \
                  \"{VXLAN6}\" : goto from_tunnel }}"
             ));
+            // Without masquerading, pods reach the own addresses of other nodes from outside.
+            if self.masquerade {
+                text.line(&format!(
+                    "ip saddr {} iifname != {{ \"{TUN}\", \"lo\" }} {}",
+                    self.universe,
+                    count_and_drop(Drop::ForgedSource)
+                ));
+            }
             text.line("goto to_tunnel");
         });
         text.block("chain from_bridge", |text| {

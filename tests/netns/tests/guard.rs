@@ -314,3 +314,29 @@ fn a_pod_s_own_vxlan_packets_reach_no_other_node_s_pods() {
         scene.talk()
     });
 }
+
+#[test]
+fn a_stranger_s_packets_with_a_pod_s_address_are_dropped_and_counted() {
+    run_in_lab(|lab| {
+        let scene = Scene::new(lab)?;
+        let stranger = lab.host("stranger")?;
+        let macs = (scene.hosts[0].ns()?.mac(UPLINK)?, stranger.ns()?.mac(UPLINK)?);
+        let link = RawLink::open(&*stranger.ns()?, UPLINK)?;
+        let claim = |source: Ipv4Addr| {
+            let to = SocketAddrV4::new(scene.victim.address(), PORT);
+            packet::udp_frame(macs, SocketAddrV4::new(source, PORT), to, b"forged")
+        };
+        does_arrive(&link, &claim(stranger.address()), &scene.victim)?;
+        let before = scene.drops()?;
+        let node = scene.hosts[1].status(&[])?["node"]["address"].as_str().unwrap_or_default().parse()?;
+        let claimed = [scene.far.address(), scene.evil.address(), node, Ipv4Addr::new(10, 47, 255, 254)];
+        let frames: Vec<_> = claimed.into_iter().map(claim).collect();
+        never_arrive(&link, &frames, &scene.victim)?;
+        eventually(PATIENCE, "the drops are counted", || {
+            let now = scene.drops()?;
+            ensure!(now >= before + 4, "{before} before, {now} now");
+            Ok(())
+        })?;
+        scene.talk()
+    });
+}
