@@ -11,7 +11,7 @@ use weave_proto::local::cni::PodPort;
 
 use super::desired::Desired;
 use super::messages::{self, Indices};
-use super::names::Mac;
+use super::names::{Mac, VXLAN_PORT};
 use super::observe::{self, Observed};
 use super::plan::{self, Step};
 use super::sysctl::Sysctls;
@@ -130,16 +130,23 @@ impl Kernel {
     }
 
     /// Executes steps in order, and returns those that failed. A failed step does not stop the others, except that
-    /// no port is opened to a pod while the guard is not in place.
+    /// no port is opened to a pod while the guard is not in place, and nothing is tried on a link that could not be
+    /// made.
     pub(super) fn execute(&mut self, steps: &[Step]) -> Vec<NetError> {
         let mut errors = Vec::new();
         let mut guarded = true;
+        let mut not_made = BTreeSet::new();
         for step in steps {
-            if !guarded && matches!(step, Step::EnslavePort { .. } | Step::SetPortFlags { .. }) {
+            if !guarded && matches!(step, Step::EnslavePort { .. } | Step::SetPortFlags { .. })
+                || step.link().is_some_and(|link| not_made.contains(link))
+            {
                 continue;
             }
             if let Err(error) = self.step(step) {
                 guarded &= !matches!(step, Step::Firewall(_));
+                if let Step::CreateLink { name, .. } = step {
+                    not_made.insert(*name);
+                }
                 errors.push(error);
             }
         }
@@ -355,6 +362,13 @@ fn judged(step: &Step, result: io::Result<()>) -> Result<(), NetError> {
             reason: "somebody else's route has the same destination and metric: remove it, or choose another range \
                      for the overlay"
                 .to_owned(),
+        }),
+        (Some(Errno::ADDRINUSE), Step::CreateLink { name, .. }) => Err(NetError::Foreign {
+            object: format!("what holds UDP {VXLAN_PORT}"),
+            reason: format!(
+                "{name} needs the port: `ip -d link show type vxlan` and `ss -lunp` tell whose it is (Weave Net's is \
+                 vxlan-6784: `ip link delete vxlan-6784`)"
+            ),
         }),
         (_, _) => Err(failed(step, error)),
     }

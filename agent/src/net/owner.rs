@@ -19,7 +19,7 @@ use super::names::{BRIDGE, Mac};
 use super::netlink::Kernel;
 use super::node::{Facts, Health, NodeSettings};
 use super::observe::Observed;
-use super::plan::{Plan, concerning, plan};
+use super::plan::{Plan, Step, concerning, plan};
 use super::pods::Pods;
 use super::probe::{self, Verdict};
 use super::sysctl::Sysctls;
@@ -498,7 +498,7 @@ impl Owner {
                     // What failed was overtaken: a pod left between the look and the step.
                     errors.clear();
                 }
-                let left: Vec<_> = steps.iter().map(|step| format!("still to do: {step}")).collect();
+                let left: Vec<_> = left(&steps, &errors).map(|step| format!("still to do: {step}")).collect();
                 let conflicts =
                     conflicts.into_iter().map(|(object, reason)| NetError::Foreign { object, reason });
                 let problems = errors.into_iter().chain(conflicts).map(|error| error.to_string());
@@ -510,7 +510,7 @@ impl Owner {
         Vec::new()
     }
 
-    fn log_steps(&mut self, steps: &[super::plan::Step]) {
+    fn log_steps(&mut self, steps: &[Step]) {
         if self.in_force {
             self.repairs += 1;
         }
@@ -563,6 +563,16 @@ impl Owner {
             modified
         });
     }
+}
+
+/// The steps that are still to be told: a link that could not be made is an error already, and so all that needs it.
+fn left<'a>(steps: &'a [Step], errors: &[NetError]) -> impl Iterator<Item = &'a Step> {
+    let made = |step: &Step| {
+        matches!(step, Step::CreateLink { .. }).then(|| step.link()).flatten().map(str::to_owned)
+    };
+    let not_made: BTreeSet<String> =
+        if errors.is_empty() { BTreeSet::new() } else { steps.iter().filter_map(made).collect() };
+    steps.iter().filter(move |step| step.link().is_none_or(|link| !not_made.contains(link)))
 }
 
 /// The requests that wait, at least one; none when nobody can ask any more.

@@ -64,6 +64,36 @@ pub enum Step {
     DeletePortMac { port: String, mac: Mac },
 }
 
+impl Step {
+    /// The link of ours that must be there for the step.
+    #[must_use]
+    pub fn link(&self) -> Option<&str> {
+        match self {
+            Self::CreateLink { name, .. } | Self::AdjustLink { name, .. } => Some(name),
+            Self::AddAddress { link, .. }
+            | Self::DeleteAddress { link, .. }
+            | Self::PutNeighbour { link, .. }
+            | Self::DeleteNeighbour { link, .. }
+            | Self::PutTunnel { link, .. }
+            | Self::DeleteTunnel { link, .. } => Some(link),
+            Self::AddRoute { route, .. } | Self::ReplaceRoute { route, .. } => match route {
+                Route::Direct { link, .. } | Route::Via { link, .. } => Some(link),
+                Route::Unreachable | Route::Other(_) => None,
+            },
+            Self::EnslavePort { .. }
+            | Self::SetPortFlags { .. }
+            | Self::PutPortMac { .. }
+            | Self::DeletePortMac { .. } => Some(BRIDGE),
+            Self::Sysctl { key, .. } => {
+                let of_links =
+                    key.strip_prefix("net/ipv4/conf/").or_else(|| key.strip_prefix("net/ipv6/conf/"));
+                of_links?.split('/').next()
+            }
+            Self::Firewall(_) | Self::DeleteLink { .. } | Self::DeleteRoute { .. } => None,
+        }
+    }
+}
+
 /// What to change on a living link (besides setting it up). Only what differs: a MAC address that is written again,
 /// even the same, makes the kernel flush the link's neighbours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

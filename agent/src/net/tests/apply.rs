@@ -172,6 +172,25 @@ fn foreign_things_in_the_way_are_named_and_left_alone() {
 }
 
 #[test]
+fn a_port_that_somebody_holds_is_one_problem_with_its_remedy_and_no_more() {
+    let Some(_lab) = lab() else { return };
+    let host = Host::new("a");
+    // As Weave Net left it.
+    host.run("ip link add vxlan-6784 type vxlan external dstport 6784");
+    host.run("ip link set vxlan-6784 up");
+    let node = host.node();
+    let mut wanted = state(1);
+    wanted.peers = vec![path(2), path(3)];
+    let error = try_apply(&node, wanted).unwrap_err().to_string();
+    assert!(error.contains("UDP 6784") && error.contains("ip link delete vxlan-6784"), "{error}");
+    assert_eq!(node.health().problems.len(), 1, "{:?}", node.health().problems);
+    assert!(host.run("ip route show proto 87").contains("unreachable 10.32.0.0/12"));
+    host.run("ip link delete vxlan-6784");
+    eventually("what was in the way is gone", || node.health().in_force);
+    assert!(host.run("ip route show proto 87").contains("10.34.0.0/16 via"));
+}
+
+#[test]
 fn one_bad_peer_does_not_stop_the_others() {
     let Some(_lab) = lab() else { return };
     let host = Host::new("a");
