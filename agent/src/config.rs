@@ -24,6 +24,9 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use weave_proto::{Cidr, Nickname};
 
+use crate::dataplane::sleeve;
+use crate::net::names::VXLAN_PORT;
+
 pub use init::{IpallocInit, IpallocInitError};
 pub use kubernetes::KubernetesSettings;
 pub use listen::{ListenAddress, ListenAddressError};
@@ -108,7 +111,8 @@ pub struct MeshSettings {
     /// The UDP port of the control plane
     ///
     /// Pod packets travel on UDP 6784 whatever this port is.
-    #[arg(long, value_name = "PORT", default_value_t = NonZeroU16::MIN.saturating_add(DEFAULT_PORT - 1))]
+    #[arg(long, value_name = "PORT", value_parser = parse_port,
+          default_value_t = NonZeroU16::MIN.saturating_add(DEFAULT_PORT - 1))]
     pub port: NonZeroU16,
 
     /// Use the peers that the agent knew when it last ran, not the ones given here
@@ -375,6 +379,16 @@ fn parse_range(text: &str) -> Result<Cidr, String> {
         return Err("hosts do not accept addresses from 240.0.0.0 on; take private ones".to_owned());
     }
     Ok(range)
+}
+
+fn parse_port(text: &str) -> Result<NonZeroU16, String> {
+    match text.parse::<NonZeroU16>() {
+        Ok(port) if [VXLAN_PORT, sleeve::PORT].contains(&port.get()) => {
+            Err(format!("packets of pods travel on UDP {port}: take another, such as {DEFAULT_PORT}"))
+        }
+        Ok(port) => Ok(port),
+        Err(_) => Err(format!("write a number from 1 to {}", u16::MAX)),
+    }
 }
 
 fn parse_mtu(text: &str) -> Result<Mtu, String> {

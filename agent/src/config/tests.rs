@@ -56,7 +56,9 @@ fn every_flag_reaches_its_room() {
 #[test]
 fn bad_values_are_refused_with_the_flag_the_value_and_the_remedy() {
     for (words, parts) in [
-        ("--port 0", vec!["--port", "'0'"]),
+        ("--port 0", vec!["--port", "'0'", "from 1 to 65535"]),
+        ("--port 6784", vec!["packets of pods", "6783"]),
+        ("--port 6785", vec!["packets of pods", "6783"]),
         ("--port x", vec!["--port", "'x'"]),
         ("--host node1", vec!["--host", "node1"]),
         ("--conn-limit -1", vec!["unexpected argument"]),
