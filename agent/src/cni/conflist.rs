@@ -100,11 +100,26 @@ impl Standard {
 
 /// What is missing in the folder of plugins, and what that means.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the CNI plugin {plugin} is not in {dir}: {loss}")]
+#[error("the CNI plugin {plugin} is not in {dir}: {loss}{}", self.hint())]
 pub struct Missing {
     plugin: &'static str,
     dir: PathBuf,
     loss: &'static str,
+    is_in_debians: bool,
+}
+
+/// Where Debian's packages put plugins, and its containerd looks for them.
+const DEBIANS: &str = "/usr/lib/cni";
+
+impl Missing {
+    fn hint(&self) -> String {
+        if !self.is_in_debians {
+            return String::new();
+        }
+        format!(
+            " (it is in {DEBIANS}: if the container runtime looks there, install with --bin-dir {DEBIANS})"
+        )
+    }
 }
 
 /// The standard plugins that can be chained, and what is missing. The chain names only what is there, because a
@@ -112,7 +127,10 @@ pub struct Missing {
 #[must_use]
 pub fn look_around(bin_dir: &Path) -> (Vec<Chained>, Vec<Missing>) {
     let is_there = |name: &str| bin_dir.join(name).is_file();
-    let missing = |plugin, loss| Missing { plugin, dir: bin_dir.to_owned(), loss };
+    let missing = |plugin, loss| {
+        let is_in_debians = Path::new(DEBIANS).join(plugin).is_file();
+        Missing { plugin, dir: bin_dir.to_owned(), loss, is_in_debians }
+    };
     let (there, not_there): (Vec<_>, Vec<_>) =
         Standard::ALL.into_iter().partition(|one| is_there(one.name()));
     let there = there

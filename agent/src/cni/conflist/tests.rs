@@ -112,6 +112,16 @@ fn trap_05_and_07_only_plugins_that_are_there_are_named_and_the_others_are_repor
 }
 
 #[test]
+fn trap_06_a_plugin_that_is_where_debian_s_runtime_looks_is_pointed_out() {
+    let missing = |is_in_debians| {
+        let dir = "/opt/cni/bin".into();
+        Missing { plugin: "loopback", dir, loss: "no pod starts", is_in_debians }.to_string()
+    };
+    assert_eq!(missing(false), "the CNI plugin loopback is not in /opt/cni/bin: no pod starts");
+    assert!(missing(true).contains("--bin-dir /usr/lib/cni"), "{}", missing(true));
+}
+
+#[test]
 fn trap_14_a_running_shim_is_replaced_and_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let bin = dir.path().join("bin");
