@@ -177,7 +177,8 @@ impl Kernel {
     }
 
     fn messages(&self, step: &Step) -> Result<Vec<Vec<u8>>, NetError> {
-        messages::messages(step, &self.indices, self.sysctls.has_ipv6()).map_err(|missing| {
+        let ipv6 = matches!(step, Step::EnslavePort { port } if self.sysctls.speaks_ipv6(port));
+        messages::messages(step, &self.indices, ipv6).map_err(|missing| {
             let text = format!("there is no link {}", missing.0);
             failed(step, io::Error::new(io::ErrorKind::NotFound, text))
         })

@@ -92,4 +92,10 @@ impl Sysctls {
     pub fn has_ipv6(&self) -> bool {
         self.root.join("net/ipv6").exists()
     }
+
+    /// Whether it speaks IPv6 on a link: it does not on one whose MTU is below IPv6's least, 1280 bytes.
+    #[must_use]
+    pub fn speaks_ipv6(&self, link: &str) -> bool {
+        self.root.join("net/ipv6/conf").join(link).exists()
+    }
 }
