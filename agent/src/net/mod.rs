@@ -54,6 +54,7 @@ pub use node::{Facts, Health, Node, NodeSettings};
 pub use state::{ForwardAccept, HostOptions, NodeState, PeerPath, SealedPath};
 
 pub(crate) use transport::{Netlink, Reply, attributes, errno};
+pub(crate) use watch::SizeWatch;
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@
 //! and was not sent by the owner itself counts ([`FirewallWatch`]); how often it may wake the owner is the owner's
 //! matter.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::net::IpAddr;
 
@@ -18,13 +18,16 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::net::RecvFlags;
 
-use super::NetError;
 use super::names::{BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL, TUN, VXLAN, VXLAN6};
-use super::transport::{Header, attributes, split, word};
+use super::transport::{Header, Netlink, attributes, split, word};
+use super::{NetError, observe};
 use crate::firewall::elements::{SUBSYSTEM, TABLE};
 
 /// Groups: links, neighbours, IPv4 addresses, IPv4 routes, IPv4 settings (linux/rtnetlink.h, RTNLGRP_…).
 const GROUPS: [u32; 5] = [1, 3, 5, 7, 24];
+
+/// The group of links alone.
+const LINKS: [u32; 1] = [1];
 
 /// The group of nftables' transactions (linux/nfnetlink.h, NFNLGRP_NFTABLES).
 const FIREWALL_GROUP: u32 = 7;
@@ -40,6 +43,7 @@ const DELNEIGH: u16 = 29;
 const NEWNETCONF: u16 = 80;
 const AF_BRIDGE: u8 = 7;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const NDA_DST: u16 = 1;
 const NETCONFA_IFINDEX: u16 = 1;
 /// Bytes read at once; a notification about a link is the longest, at about 2 KiB.
@@ -72,13 +76,65 @@ impl Watch {
 
     /// Waits until something about us has changed, or was lost.
     pub(super) async fn changed(&mut self, interest: &Interest) {
-        until(&mut self.socket, &mut self.buffer, |header, payload| interest.covers(header, payload)).await;
+        until(&mut self.socket, &mut self.buffer, &mut |header, payload| interest.covers(header, payload))
+            .await;
     }
 
     /// Reads what has come, and tells whether any of it was about us.
     pub(super) fn drain(&mut self, interest: &Interest) -> bool {
-        drain(&self.socket, &mut self.buffer, |header, payload| interest.covers(header, payload))
+        drain(&self.socket, &mut self.buffer, &mut |header, payload| interest.covers(header, payload))
     }
+}
+
+/// Hears when the size of a link's packets changes: what fits into a tunnel over it changes at that moment, and what is
+/// found out later was lost until then.
+pub(crate) struct SizeWatch {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
+    /// The sizes, by the links' numbers.
+    known: BTreeMap<u32, u32>,
+}
+
+impl SizeWatch {
+    /// Joins the group, and looks at what there is. Must be called within the runtime that will wait.
+    pub(crate) fn open() -> Result<Self, NetError> {
+        let cannot = |what| move |error| NetError::Socket { what, error };
+        let socket = join(NETLINK_ROUTE, &LINKS).map_err(cannot("link notification"))?;
+        let mut route = Netlink::open(NETLINK_ROUTE).map_err(cannot("route netlink"))?;
+        let known = observe::links(&mut route)?.values().map(|link| (link.index, link.mtu)).collect();
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), known })
+    }
+
+    /// Waits until a link that was there has another size.
+    pub(crate) async fn changed(&mut self) {
+        let known = &mut self.known;
+        until(&mut self.socket, &mut self.buffer, &mut |header, payload| {
+            let Some(index) = word(payload, 4) else { return false };
+            match (header.kind, mtu(payload)) {
+                (NEWLINK, Some(mtu)) => known.insert(index, mtu).is_some_and(|before| before != mtu),
+                (DELLINK, _) => {
+                    // A port that leaves a bridge is announced so, too, by the bridge's family.
+                    if payload.first() != Some(&AF_BRIDGE) {
+                        known.remove(&index);
+                    }
+                    false
+                }
+                _ => false,
+            }
+        })
+        .await;
+    }
+}
+
+/// The size in a notification about a link.
+fn mtu(payload: &[u8]) -> Option<u32> {
+    let mut found = None;
+    attributes(payload.get(16..).unwrap_or_default(), |kind, value| {
+        if kind == IFLA_MTU {
+            found = word(value, 0);
+        }
+    });
+    found
 }
 
 /// A socket in the group of nftables' transactions.
@@ -101,13 +157,15 @@ impl FirewallWatch {
     /// Waits until somebody else has changed our tables, or a notification was lost.
     pub(super) async fn changed(&mut self) {
         let own = self.own;
-        until(&mut self.socket, &mut self.buffer, |header, payload| foreign_change(own, header, payload))
-            .await;
+        until(&mut self.socket, &mut self.buffer, &mut |header, payload| {
+            foreign_change(own, header, payload)
+        })
+        .await;
     }
 
     /// Forgets what has come.
     pub(super) fn drain(&mut self) {
-        drain(&self.socket, &mut self.buffer, |_, _| false);
+        drain(&self.socket, &mut self.buffer, &mut |_, _| false);
     }
 }
 
@@ -131,21 +189,25 @@ fn join(protocol: isize, groups: &[u32]) -> std::io::Result<TokioSocket> {
 }
 
 /// Waits for a notification that counts.
-async fn until(socket: &mut TokioSocket, buffer: &mut Vec<u8>, counts: impl Fn(Header, &[u8]) -> bool) {
+async fn until(
+    socket: &mut TokioSocket,
+    buffer: &mut Vec<u8>,
+    counts: &mut impl FnMut(Header, &[u8]) -> bool,
+) {
     loop {
         buffer.clear();
         let received = poll_fn(|context| socket.poll_recv(context, buffer)).await;
         // The one error of this socket is that it overflowed.
         let mut about_us = received.is_err();
         split(buffer, &mut |header, payload| about_us |= counts(header, payload));
-        if drain(socket, buffer, &counts) || about_us {
+        if drain(socket, buffer, counts) || about_us {
             return;
         }
     }
 }
 
 /// Reads what has come, and tells whether any of it counts.
-fn drain(socket: &TokioSocket, buffer: &mut Vec<u8>, counts: impl Fn(Header, &[u8]) -> bool) -> bool {
+fn drain(socket: &TokioSocket, buffer: &mut Vec<u8>, counts: &mut impl FnMut(Header, &[u8]) -> bool) -> bool {
     let mut about_us = false;
     buffer.resize(BUFFER, 0);
     loop {

@@ -42,7 +42,7 @@ pub use self::underlay::SEALED_MORE;
 use self::underlay::{UNDERLAY_LOOK, Underlay};
 use self::word::{Kind, WORD_LEN, Word};
 use super::sleeve::{Carrier, CountersSnapshot, Event, Peer};
-use crate::net::names;
+use crate::net::{SizeWatch, names};
 use crate::peer::LinkKeys;
 
 /// How often epochs and the silence of sessions are looked at.
@@ -128,6 +128,7 @@ enum Wake {
     Order(Option<Order>),
     Event(Option<Event>),
     Heard(Heard),
+    Size,
     Time,
 }
 
@@ -163,19 +164,26 @@ impl Driver {
 
     /// Runs until nobody gives orders any more.
     pub async fn run(mut self) {
+        let mut sizes = SizeWatch::open()
+            .inspect_err(|error| tracing::warn!(%error, "a change of the underlay's MTU is noticed late"))
+            .ok();
         loop {
-            match self.wait().await {
+            match self.wait(&mut sizes).await {
                 Wake::Order(None) => return,
                 Wake::Order(Some(order)) => self.obey(order),
                 Wake::Event(Some(event)) => self.on_event(event),
                 Wake::Event(None) => self.on_device_lost(),
                 Wake::Heard(heard) => self.on_frame(heard),
+                Wake::Size => {
+                    self.underlay.look_again();
+                    self.settle();
+                }
                 Wake::Time => self.look(),
             }
         }
     }
 
-    async fn wait(&mut self) -> Wake {
+    async fn wait(&mut self, sizes: &mut Option<SizeWatch>) -> Wake {
         // A moment and not a pause: what happens all the time must not put it off.
         let next = self.next_look();
         let [four, six] = &mut self.probers;
@@ -191,11 +199,18 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        let size = async {
+            match sizes {
+                Some(sizes) => sizes.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             order = self.orders.recv() => Wake::Order(order),
             event = events => Wake::Event(event),
             heard = four.heard() => Wake::Heard(heard),
             heard = six.heard() => Wake::Heard(heard),
+            () = size => Wake::Size,
             () = time => Wake::Time,
         }
     }
