@@ -185,6 +185,28 @@ impl Lab {
         self.underlay.nft("table bridge cut\ndelete table bridge cut\n").map(drop)
     }
 
+    /// Puts rules (of nft's bridge family, one a line) in the way of what passes between nodes, in the place of those
+    /// of the same name.
+    ///
+    /// # Errors
+    /// The rules are refused.
+    pub fn impose(&self, name: &str, rules: &str) -> Result<()> {
+        self.underlay
+            .nft(&format!(
+                "table bridge {name}\ndelete table bridge {name}\ntable bridge {name} {{\n chain forward {{\n\
+                 type filter hook forward priority 0;\n{rules}\n }}\n}}\n"
+            ))
+            .map(drop)
+    }
+
+    /// Takes the rules of [`Self::impose`] away.
+    ///
+    /// # Errors
+    /// There are none of that name.
+    pub fn lift(&self, name: &str) -> Result<()> {
+        self.underlay.nft(&format!("delete table bridge {name}\n")).map(drop)
+    }
+
     /// Ends every process and deletes every namespace and file of this lab, and says what would not go.
     ///
     /// # Errors

@@ -46,12 +46,15 @@ pub mod packet;
 pub mod pod;
 pub mod podman;
 pub mod probe;
+pub mod recording;
 pub mod reference;
+pub mod reorder;
 pub mod rules;
 pub mod seed;
 pub mod settings;
 pub mod userland;
 pub mod wait;
+pub mod way;
 
 pub use agent::AgentOptions;
 pub use containerd::Containerd;

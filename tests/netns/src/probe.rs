@@ -19,6 +19,8 @@ pub const PORT: u16 = 7000;
 /// How long a question may stay unanswered. Long against a busy machine, short against TCP's first
 /// retransmission (1 s), so that a lost packet shows.
 pub const PATIENCE: Duration = Duration::from_millis(900);
+/// What every message of a [`Flow`] begins with: where this is seen on a wire, somebody can read pods' packets.
+pub const MARK: &[u8; 20] = b"weave-lab-plain-text";
 /// How many of the unanswered questions a report names.
 const MISSING: usize = 8;
 /// How often a server looks whether it shall end.
@@ -126,7 +128,8 @@ pub fn ping(from: &Netns, address: impl Into<IpAddr>) -> Result<()> {
 /// There was no answer within a second.
 pub fn ping_sized(from: &Netns, address: impl Into<IpAddr>, size: u32) -> Result<()> {
     let payload = size.saturating_sub(28);
-    from.run(&format!("ping -n -q -c 1 -W 1 -M do -s {payload} {}", address.into())).map(drop)
+    // Not quietly: the message says by whom the packet was refused.
+    from.run(&format!("ping -n -c 1 -W 1 -M do -s {payload} {}", address.into())).map(drop)
 }
 
 /// Ping, TCP and UDP from a namespace to a server that must call itself `name`.
@@ -148,9 +151,11 @@ pub fn reach(from: &Netns, server: SocketAddr, name: &str) -> Result<Answer> {
 /// The transfer stalls, or comes back changed.
 pub fn bulk(from: &Netns, server: SocketAddr, bytes: usize) -> Result<()> {
     const STALL: Duration = Duration::from_secs(5);
+    // Where one packet in ten is lost, the first three of a connection may well be among them.
+    const CONNECTING: Duration = Duration::from_secs(20);
     let sent: Vec<u8> = (0..bytes).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect();
     let moved = from.enter(|| -> Result<()> {
-        let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("connecting")?;
+        let mut stream = TcpStream::connect_timeout(&server, CONNECTING).context("connecting")?;
         stream.set_read_timeout(Some(STALL))?;
         stream.set_write_timeout(Some(STALL))?;
         read_greeting(&mut stream)?;
@@ -200,7 +205,7 @@ impl Flow {
         Self::start(from, move |ending| udp_flow(server, pace, ending))
     }
 
-    /// One TCP connection to a server, eight bytes there and back every `pace`. It fails if the connection does.
+    /// One TCP connection to a server, a numbered message there and back every `pace`. It fails if the connection does.
     ///
     /// # Errors
     /// The namespace cannot be entered.
@@ -247,7 +252,7 @@ fn udp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
         let asking = !ending.load(Ordering::Relaxed);
         if asking && next <= Instant::now() {
             // Where there is no route to the server, that question is lost, no more.
-            if let Err(error) = socket.send_to(&sent.to_be_bytes(), server) {
+            if let Err(error) = socket.send_to(&message(sent), server) {
                 unsent = (unsent.0 + 1, Some(error.to_string()));
             }
             sent += 1;
@@ -277,15 +282,21 @@ fn tcp_flow(server: SocketAddr, pace: Duration, ending: &AtomicBool) -> Result<F
     let mut log = Silence::new();
     let mut sent = 0_u64;
     while !ending.load(Ordering::Relaxed) {
-        stream.write_all(&sent.to_be_bytes()).with_context(|| format!("the flow broke at {sent}"))?;
-        let mut echo = [0; 8];
+        let message = message(sent);
+        stream.write_all(&message).with_context(|| format!("the flow broke at {sent}"))?;
+        let mut echo = vec![0; message.len()];
         stream.read_exact(&mut echo).with_context(|| format!("the flow broke at {sent}"))?;
-        ensure!(echo == sent.to_be_bytes(), "the flow's bytes came back changed at {sent}");
+        ensure!(echo == message, "the flow's bytes came back changed at {sent}");
         log.heard();
         sent += 1;
         pause(pace);
     }
     Ok(FlowReport { sent, unsent: (0, None), lost: 0, missing: Vec::new(), longest_silence: log.longest })
+}
+
+/// The message with this number.
+fn message(number: u64) -> Vec<u8> {
+    [&MARK[..], &number.to_be_bytes()].concat()
 }
 
 /// Measures the longest time between two answers.

@@ -1,13 +1,16 @@
 //! What pods send to other nodes can be read by nobody on the way, where that is wanted.
 
+use std::net::{SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use weave_netns::capture::Capture;
+use weave_netns::cni::INTERFACE;
 use weave_netns::host::UPLINK;
+use weave_netns::packet;
 use weave_netns::probe::{self, Flow};
 use weave_netns::wait::throughout;
-use weave_netns::{eventually, run_in_lab};
+use weave_netns::{AgentOptions, Host, Pod, eventually, run_in_lab};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The pace of a flow that notices a gap.
@@ -153,7 +156,7 @@ fn a_secret_is_changed_in_its_file_without_a_lost_packet_or_one_in_clear_and_the
         let seen = clear.finish()?;
         ensure!(seen.is_empty(), "seen in clear: {seen:?}");
         let late = lab.host("late")?;
-        let retired = weave_netns::AgentOptions::dialling(&[&hosts[0]]).secret(OLD).flag("--encrypt");
+        let retired = AgentOptions::dialling(&[&hosts[0]]).secret(OLD).flag("--encrypt");
         late.launch(&retired)?;
         eventually(PATIENCE, "the retired secret is refused in so many words", || {
             let connections = late.status(&["connections"])?.to_string();
@@ -161,4 +164,64 @@ fn a_secret_is_changed_in_its_file_without_a_lost_packet_or_one_in_clear_and_the
             Ok(())
         })
     });
+}
+
+#[test]
+fn where_encryption_is_due_nobody_s_plain_packet_is_let_in_and_each_is_counted() {
+    run_in_lab(|lab| {
+        const SECRET: &str = "Vn3pQe8sXk1dWz6tRb9mYf2hLc7gJa4u";
+        let hosts = lab.mesh_with(&["a", "b"], |options| options.secret(SECRET))?;
+        let stranger = lab.host("stranger")?;
+        let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
+        eventually(PATIENCE, "the pods talk", || probe::ping(one.ns(), other.address()))?;
+        let forged = forged(&hosts[1], (&other, &one), &hosts[0])?;
+        let seen = || Capture::inbound(one.ns(), INTERFACE, &format!("udp port {FORGED_PORT}"));
+        // While packets may travel in clear, a peer's arrives: the forger knows its trade.
+        let honest = seen()?;
+        send_plain(&hosts[1], &hosts[0], &forged)?;
+        honest.wait(PATIENCE).context("where it is allowed, a plain packet does not arrive")?;
+        for host in &hosts {
+            host.stop_agent()?;
+            let peers: Vec<&Host> =
+                hosts.iter().map(AsRef::as_ref).filter(|it| it.name() != host.name()).collect();
+            host.launch(&AgentOptions::founder(2, &peers).secret(SECRET).flag("--encrypt"))?;
+        }
+        hosts[0].wait_method(&hosts[1], "sleeve", PATIENCE)?;
+        hosts[1].wait_method(&hosts[0], "sleeve", PATIENCE)?;
+        eventually(PATIENCE, "the pods talk, sealed", || probe::ping(one.ns(), other.address()))?;
+        let (seen, before) = (seen()?, hosts[0].drops("forged_vxlan")?);
+        for from in [&hosts[1], &stranger] {
+            for _ in 0..10 {
+                send_plain(from, &hosts[0], &forged)?;
+            }
+        }
+        eventually(PATIENCE, "the drops are counted", || {
+            let now = hosts[0].drops("forged_vxlan")?;
+            ensure!(now >= before + 20, "{before} before, {now} now");
+            Ok(())
+        })?;
+        let seen = seen.finish()?;
+        ensure!(seen.is_empty(), "sent in clear, and the pod saw {seen:#?}");
+        Ok(())
+    });
+}
+
+/// Where the forged packet goes in the pod.
+const FORGED_PORT: u16 = 9999;
+
+/// What the kernel of `sender` would put into its tunnel for a datagram between these pods.
+fn forged(sender: &Host, (from, to): (&Pod, &Pod), receiver: &Host) -> Result<Vec<u8>> {
+    const NETWORK: u32 = 6784;
+    let macs = (receiver.ns()?.mac("weave")?, sender.ns()?.mac("weave")?);
+    let (from, to) =
+        (SocketAddrV4::new(from.address(), FORGED_PORT), SocketAddrV4::new(to.address(), FORGED_PORT));
+    Ok(packet::vxlan(NETWORK, &packet::udp_frame(macs, from, to, b"forged")))
+}
+
+fn send_plain(from: &Host, to: &Host, payload: &[u8]) -> Result<()> {
+    let target = (to.address(), 6784);
+    from.ns()?.enter(|| -> Result<()> {
+        let socket = UdpSocket::bind((from.address(), 0))?;
+        socket.send_to(payload, target).map(drop).context("sending")
+    })?
 }
