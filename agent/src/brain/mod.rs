@@ -46,6 +46,10 @@ const INPUTS_PER_TURN: usize = 64;
 /// reads more than a few a second.
 const SNAPSHOT_PACE: Duration = Duration::from_millis(50);
 
+/// The same where only figures have changed: probes are answered all the time, and each document costs as much as many
+/// probes.
+const FIGURES_PACE: Duration = Duration::from_secs(2);
+
 /// Answers one request.
 pub type Caller = oneshot::Sender<Result<Answer, RequestError>>;
 
@@ -175,8 +179,15 @@ impl Brain {
             // An asker that has gone away does not want the answer.
             Input::List(asker) => drop(asker.send(self.router.ipam().allocations().cloned().collect())),
             Input::Tunnel(Report::Offer(link, offer)) => self.router.send_offer(link, offer),
-            Input::Tunnel(Report::Way(news)) => self.router.handle_way(news, now),
-            Input::Tunnel(Report::Answer(answer)) => self.router.handle_probe_answer(answer, now),
+            Input::Tunnel(Report::Way(news)) => {
+                self.router.handle_way(news, now);
+                self.snapshots.mark_changed();
+            }
+            Input::Tunnel(Report::Answer(answer)) => {
+                self.router.handle_probe_answer(answer, now);
+                self.snapshots.mark_aged();
+            }
+            Input::Tunnel(Report::Traffic(peers)) => self.router.handle_traffic(&peers, now),
             Input::Refresh => self.snapshots.mark_changed(),
         }
     }
@@ -198,8 +209,11 @@ impl Brain {
             effects.extend(self.effect(output));
         }
         effects.extend(told.into_iter().map(Effect::Tell));
-        if !effects.is_empty() {
+        // Probes alone change nothing but figures.
+        if effects.iter().any(|effect| !matches!(effect, Effect::Tunnel(Order::Probe(_)))) {
             self.snapshots.mark_changed();
+        } else if !effects.is_empty() {
+            self.snapshots.mark_aged();
         }
         if shows_in_status(&effects) {
             self.snapshots.publish(&self.router, Instant::now());

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use weave_proto::local::status::{EncryptionStatus, NodeStatus, RouterStatus, Status};
 use weave_router::Router;
 
-use super::SNAPSHOT_PACE;
+use super::{FIGURES_PACE, SNAPSHOT_PACE};
 
 /// Where readers find the newest status.
 pub type StatusReceiver = watch::Receiver<Arc<Status>>;
@@ -38,6 +38,7 @@ pub struct Publisher {
     notes: watch::Receiver<BTreeMap<&'static str, String>>,
     to: watch::Sender<Arc<Status>>,
     changed: bool,
+    aged: bool,
     last: Option<Instant>,
 }
 
@@ -52,7 +53,7 @@ impl Publisher {
         notes: watch::Receiver<BTreeMap<&'static str, String>>,
     ) -> (Self, StatusReceiver) {
         let (to, reader) = watch::channel(Arc::new(base.clone()));
-        (Self { base, fixed, node, notes, to, changed: true, last: None }, reader)
+        (Self { base, fixed, node, notes, to, changed: true, aged: false, last: None }, reader)
     }
 
     /// Something has changed that the document shows.
@@ -60,9 +61,18 @@ impl Publisher {
         self.changed = true;
     }
 
+    /// Figures may have changed, such as round trips and how long something has been silent.
+    pub(super) const fn mark_aged(&mut self) {
+        self.aged = true;
+    }
+
     /// When the next document is due, if something has changed since the last one.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.last.filter(|_| self.changed).map(|last| last + SNAPSHOT_PACE)
+        match (self.changed, self.aged) {
+            (true, _) => Some(self.last? + SNAPSHOT_PACE),
+            (false, true) => Some(self.last? + FIGURES_PACE),
+            (false, false) => None,
+        }
     }
 
     /// Publishes if something has changed and the last document is old enough.
@@ -74,7 +84,7 @@ impl Publisher {
 
     /// Publishes now.
     pub(super) fn publish(&mut self, router: &Router, now: Instant) {
-        self.changed = false;
+        (self.changed, self.aged) = (false, false);
         self.last = Some(now);
         let document = self.document(router, now);
         self.to.send_replace(Arc::new(document));

@@ -10,7 +10,7 @@
 //!                      ├─ weave   route   a peer's range      dev weave-vx     src own  via peer, onlink
 //!   pod B ── vethwe…B ─┘          route   or, where sealed    dev weave-tun    src own
 //!                                 neigh   peer     -> MAC of peer      on weave-vx
-//!                                 fdb     MAC of peer -> underlay      on weave-vx
+//!                                 fdb     MAC of peer -> underlay      on weave-vx, and another one for probes
 //!                                 route   a guest             dev weave        src own
 //!                                 neigh   pod      -> MAC of pod       on weave
 //!                                 fdb     MAC of pod -> its port       on weave
@@ -25,7 +25,7 @@ use weave_proto::Cidr;
 use weave_proto::local::cni::PodPort;
 
 use super::names::{
-    BRIDGE, BRIDGE_GROUP, Mac, PORT_PREFIX, TUN, TUNNEL_GROUP, UNREACHABLE_METRIC, VXLAN, VXLAN6,
+    BRIDGE, BRIDGE_GROUP, Mac, PORT_PREFIX, TUN, TUNNEL_GROUP, UNREACHABLE_METRIC, VXLAN, VXLAN6, probe_mac,
 };
 use super::{NetError, NodeState, PeerPath, SealedPath, sysctl};
 use crate::firewall;
@@ -155,6 +155,7 @@ pub fn desired(state: &NodeState) -> Result<Desired, NetError> {
         let (link, mac) = (device(path), Mac(path.peer.mac()));
         neighbours.insert((link, path.overlay), mac);
         tunnels.insert((link, mac), path.underlay);
+        tunnels.insert((link, probe_mac(path.peer)), path.underlay);
     }
     let mut ports = BTreeMap::new();
     for pod in &state.pods {

@@ -47,6 +47,7 @@ mod owner;
 mod pods;
 mod state;
 mod transport;
+mod usage;
 mod watch;
 
 pub use error::NetError;
@@ -54,6 +55,7 @@ pub use node::{Facts, Health, Node, NodeSettings};
 pub use state::{ForwardAccept, HostOptions, NodeState, PeerPath, SealedPath};
 
 pub(crate) use transport::{Netlink, Reply, attributes, errno};
+pub(crate) use usage::TunnelUse;
 pub(crate) use watch::SizeWatch;
 
 #[cfg(test)]

@@ -39,6 +39,16 @@ pub const VXLAN_OVERHEAD: u32 = 50;
 /// The same over an IPv6 underlay, whose header is 20 bytes longer.
 pub const VXLAN_OVERHEAD6: u32 = 70;
 
+/// The MAC address by which a peer's tunnel end point is probed: its own with the bit cleared that every peer's name has
+/// set ("locally administered"), so that no peer has it. Probes have a forwarding entry of their own by it, and the time
+/// of the last use that the kernel keeps in the other one tells of pods' packets alone.
+#[must_use]
+pub const fn probe_mac(peer: weave_proto::PeerName) -> Mac {
+    let mut mac = peer.mac();
+    mac[0] ^= 0x02;
+    Mac(mac)
+}
+
 /// A MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);

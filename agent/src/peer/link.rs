@@ -84,6 +84,11 @@ impl Mailbox {
         &self.certificate
     }
 
+    #[cfg(test)]
+    pub(super) const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// A secret that only the two ends of this connection know, another one for each context.
     pub(super) fn export(&self, context: &[u8]) -> Option<[u8; 32]> {
         let mut secret = [0; 32];

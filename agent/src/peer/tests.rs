@@ -1,5 +1,6 @@
 //! Pairs of endpoints in one process, on the loopback.
 
+mod cost;
 mod data;
 mod lab;
 mod relay;

@@ -46,6 +46,8 @@ pub enum Step {
     Heal,
     /// Every data plane tells its router that it has everything to reach every peer.
     Equip,
+    /// Every data plane tells its router that pods send packets to all peers.
+    Talk,
     /// What the first place sends to the second one by this method is lost.
     Cut(Place, Place, Method),
     /// It arrives again.
@@ -221,6 +223,7 @@ impl World {
             }
             Step::Heal => self.groups = None,
             Step::Equip => self.equip(),
+            Step::Talk => self.talk(),
             Step::Cut(from, to, method) => {
                 self.cut.insert((from, to, method));
             }

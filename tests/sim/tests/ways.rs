@@ -12,8 +12,12 @@ use weave_sim::world::{Place, Step};
 
 const FEATURES: Features = Features::FASTDP.with(Features::SLEEVE).with(Features::QUIC).with(Features::RELAY);
 
+/// So many seconds, in which pods talk.
 fn wait(world: &mut World, secs: u64) {
-    world.step(Step::Wait(Duration::from_secs(secs)));
+    for _ in 0..secs {
+        world.step(Step::Talk);
+        world.step(Step::Wait(Duration::from_secs(1)));
+    }
 }
 
 /// Peers of one mesh that hear each other as `groups` say, with all data planes ready.
@@ -85,6 +89,7 @@ fn who_cannot_reach_each_other_relay_without_loops_whatever_comes_and_goes() {
             world.step(Step::Cut(lost, 3, method));
         }
         for _ in 0..60 {
+            world.step(Step::Talk);
             world.step(Step::Wait(Duration::from_millis(200)));
             no_loops(&world);
         }

@@ -4,7 +4,7 @@
 //!   facts of the mesh ──┐                              ┌──> Probe    (the doer sends, the other end answers)
 //!   carriers up, down ──┼──> [peer](mod@peer): ways ───┼──> Persist  (the last way, for a restart)
 //!   answers to probes ──┤     health, pmtu, choice     └──> table() (routes, neighbours, firewall)
-//!   terms, time ────────┘
+//!   terms, traffic, time┘     [budget] of all probes
 //! ```
 //!
 //! Each peer is decided on by itself, with one exception: a relay is a candidate only while *it* answers in a sealed
@@ -16,9 +16,11 @@
 //! of a loop while others change theirs falls silent and is left within 3 s; the hop limit bounds what it carries
 //! until then.
 
+pub(crate) mod budget;
 pub(crate) mod health;
 pub(crate) mod peer;
 pub(crate) mod pmtu;
+mod probing;
 mod report;
 
 pub use report::Report;
@@ -29,7 +31,9 @@ use std::time::Instant;
 use weave_proto::PeerName;
 use weave_proto::peer::{Features, Terms};
 
+use self::budget::{Budget, Counts};
 use self::peer::{PeerState, Sight, Slot, Standing};
+use self::probing::Due;
 use crate::{Carrier, Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, WayNews};
 
 /// What is told at the start.
@@ -71,7 +75,8 @@ pub struct Overlay {
     /// The best sealed way that answers to each peer that relays.
     pub(crate) relays: BTreeMap<PeerName, Method>,
     /// When each peer has something due.
-    due: BTreeMap<PeerName, Instant>,
+    due: BTreeMap<PeerName, Due>,
+    budget: Budget,
     saved: BTreeMap<PeerName, KnownWay>,
     /// Through whom others are reached at present, and who they are.
     hops: BTreeMap<PeerName, BTreeSet<PeerName>>,
@@ -100,6 +105,7 @@ impl Overlay {
             aside: BTreeMap::new(),
             relays: BTreeMap::new(),
             due: BTreeMap::new(),
+            budget: Budget::new(),
             saved,
             hops,
             nonce: seed,
@@ -113,7 +119,9 @@ impl Overlay {
         let gone: Vec<PeerName> =
             self.peers.keys().filter(|peer| !facts.contains_key(peer)).copied().collect();
         for peer in gone {
-            let carriers = self.peers.remove(&peer).map(|state| state.carriers).unwrap_or_default();
+            let state = self.peers.remove(&peer).unwrap_or_default();
+            self.budget.count(state.counted, Counts::default());
+            let carriers = state.carriers;
             if carriers.values().any(|standing| matches!(standing, Standing::Up { .. })) {
                 self.aside.insert(peer, Aside { plain: None, carriers });
             }
@@ -167,7 +175,7 @@ impl Overlay {
     pub fn handle_answer(&mut self, answer: ProbeAnswer, now: Instant) {
         let Some(peer) = self.peers.get_mut(&answer.peer) else { return };
         let slot = Slot::of(answer.way);
-        let used = peer.chosen.is_some_and(|chosen| chosen.slot == slot);
+        let used = peer.carries(slot, now);
         let Some(live) = peer.ways.get_mut(&slot) else { return };
         let sent = live
             .health
@@ -192,11 +200,24 @@ impl Overlay {
         }
     }
 
-    /// Time has passed.
+    /// Packets of pods have been sent to these peers since this was last said.
+    pub fn handle_traffic(&mut self, peers: &[PeerName], now: Instant) {
+        for &peer in peers {
+            if self.peers.get_mut(&peer).is_some_and(|state| state.note_traffic(now)) {
+                self.step(peer, now);
+                if let Some(hop) = self.hop_of(peer) {
+                    self.step(hop, now);
+                }
+            }
+        }
+    }
+
+    /// Time has passed. Who has waited the longest comes first.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let due: Vec<PeerName> =
-            self.due.iter().filter(|(_, at)| **at <= now).map(|(&peer, _)| peer).collect();
-        for peer in due {
+        let due = self.due.iter().filter(|(_, due)| due.wake <= now);
+        let mut due: Vec<(Instant, PeerName)> = due.map(|(&peer, due)| (due.at, peer)).collect();
+        due.sort_unstable();
+        for (_, peer) in due {
             self.step(peer, now);
         }
     }
@@ -204,7 +225,7 @@ impl Overlay {
     /// When to call [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.due.values().min().copied()
+        self.due.values().map(|due| due.wake).min()
     }
 
     /// The next thing to do.
@@ -281,15 +302,12 @@ impl Overlay {
     /// Whether what the peer can relay by has changed.
     fn step_one(&mut self, name: PeerName, now: Instant) -> bool {
         let Some(mut state) = self.peers.remove(&name) else { return false };
-        state.relaying = self.hops.contains_key(&name);
+        let is_busy = |peer: &PeerName| self.peers.get(peer).is_some_and(|state| state.is_busy(now));
+        state.relaying = self.hops.get(&name).is_some_and(|through| through.iter().any(is_busy));
         let sight = Sight { own: self.own, due: self.is_due(&state), relays: &self.relays };
         state.refresh(&sight, now);
         self.changed |= state.decide(&sight, now);
-        probe(name, &mut state, (&mut self.nonce, &mut self.outputs), now);
-        match due(&state, now) {
-            Some(at) => drop(self.due.insert(name, at)),
-            None => drop(self.due.remove(&name)),
-        }
+        self.probe(name, &mut state, now);
         self.save(name, &state);
         let sealed = state.sealed().filter(|_| state.facts.features.has(Features::RELAY));
         self.peers.insert(name, state);
@@ -316,43 +334,6 @@ impl Overlay {
             self.outputs.push_back(Output::Persist(known));
         }
     }
-}
-
-/// Sends the probes of one peer that are due.
-fn probe(
-    name: PeerName,
-    state: &mut PeerState,
-    (nonce, outputs): (&mut u64, &mut VecDeque<Output>),
-    now: Instant,
-) {
-    let used = state.chosen.map(|chosen| chosen.slot);
-    let paces: Vec<_> = state.ways.keys().map(|&slot| (slot, state.pace(slot, now))).collect();
-    let mut send = |way, len| {
-        outputs.push_back(Output::Probe(Probe { peer: name, way, nonce: *nonce, len }));
-        *nonce = nonce.wrapping_add(1);
-        nonce.wrapping_sub(1)
-    };
-    for (slot, pace) in paces {
-        let Some(live) = state.ways.get_mut(&slot) else { continue };
-        if live.health.due(pace) <= now {
-            let nonce = send(live.way, 0);
-            live.health.sent(nonce, now);
-        }
-    }
-    for (&slot, live) in &mut state.ways {
-        let Some(heard) = live.health.last_heard().filter(|_| live.health.answers()) else { continue };
-        if let Some(len) = live.pmtu.poll(*nonce, used == Some(slot), heard, now) {
-            outputs.push_back(Output::Probe(Probe { peer: name, way: live.way, nonce: *nonce, len }));
-            *nonce = nonce.wrapping_add(1);
-        }
-    }
-}
-
-/// When a peer has something due.
-fn due(state: &PeerState, now: Instant) -> Option<Instant> {
-    let health = state.ways.iter().map(|(&slot, live)| live.health.due(state.pace(slot, now)));
-    let sizes = state.ways.values().filter(|live| live.health.answers()).map(|live| live.pmtu.due());
-    health.chain(sizes).min()
 }
 
 #[cfg(test)]

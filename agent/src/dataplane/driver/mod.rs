@@ -12,13 +12,14 @@
 //!
 //! **One task**, owned by whoever runs [`Driver::run`]. It may be cancelled at any `await`: the engine stops with it,
 //! and what was to be told is told anew by the next agent. While nothing happens it wakes once a second if there are
-//! sessions (an epoch may be due), else never.
+//! sessions (an epoch may be due) or peers that the kernel may send to ([`traffic`]), else never.
 
 mod ends;
 mod prober;
 mod probes;
 mod sessions;
 mod telling;
+mod traffic;
 mod tunnel;
 mod underlay;
 mod word;
@@ -37,11 +38,12 @@ use weave_topology::LinkId;
 use self::ends::Links;
 use self::prober::{Heard, Prober};
 use self::sessions::{GREETING, Sessions};
+use self::traffic::Traffic;
 pub use self::tunnel::Tunnel;
 pub use self::underlay::SEALED_MORE;
 use self::underlay::{UNDERLAY_LOOK, Underlay};
 use self::word::{Kind, WORD_LEN, Word};
-use super::sleeve::{Carrier, CountersSnapshot, Event, Peer};
+use super::sleeve::{Carrier, Event, Peer};
 use crate::net::{SizeWatch, names};
 use crate::peer::LinkKeys;
 
@@ -102,6 +104,8 @@ pub enum Report {
     Way(WayNews),
     /// A probe has come back.
     Answer(ProbeAnswer),
+    /// Packets of pods have been sent to these peers of late.
+    Traffic(Vec<PeerName>),
 }
 
 /// See the module's text.
@@ -121,6 +125,7 @@ pub struct Driver {
     underlay: Underlay,
     underlay_looked: Instant,
     looked: Instant,
+    traffic: Traffic,
 }
 
 /// What ended a wait.
@@ -129,6 +134,7 @@ enum Wake {
     Event(Option<Event>),
     Heard(Heard),
     Size,
+    Traffic(Vec<PeerName>),
     Time,
 }
 
@@ -159,6 +165,7 @@ impl Driver {
             underlay: Underlay::default(),
             underlay_looked: Instant::now(),
             looked: Instant::now(),
+            traffic: Traffic::default(),
         }
     }
 
@@ -178,6 +185,7 @@ impl Driver {
                     self.underlay.look_again();
                     self.settle();
                 }
+                Wake::Traffic(peers) => self.on_traffic(peers),
                 Wake::Time => self.look(),
             }
         }
@@ -211,13 +219,15 @@ impl Driver {
             heard = four.heard() => Wake::Heard(heard),
             heard = six.heard() => Wake::Heard(heard),
             () = size => Wake::Size,
+            peers = self.traffic.heard() => Wake::Traffic(peers),
             () = time => Wake::Time,
         }
     }
 
     /// When to look next; never while there is nothing to look at.
     fn next_look(&self) -> Option<Instant> {
-        if self.tunnel.is_err() || (self.sessions.is_empty() && self.links.is_empty()) {
+        let is_idle = self.tunnel.is_err() || (self.sessions.is_empty() && self.links.is_empty());
+        if is_idle && self.table.vteps.is_empty() {
             return None;
         }
         Some(self.looked + if self.sessions.are_unheard() { GREETING } else { LOOK })
@@ -311,6 +321,7 @@ impl Driver {
     fn look(&mut self) {
         let now = Instant::now();
         self.looked = now;
+        self.look_for_traffic(now);
         if let Ok(tunnel) = &self.tunnel {
             // The deadline that it returns is never sooner than the next look matters.
             let _deadline = tunnel.engine.maintain(now);
@@ -327,6 +338,20 @@ impl Driver {
             self.underlay.look_again();
         }
         self.settle();
+    }
+
+    fn look_for_traffic(&mut self, now: Instant) {
+        let engine = self.tunnel.as_ref().ok().map(|tunnel| &tunnel.engine);
+        let sessions =
+            self.sessions.all().filter_map(|(index, peer)| Some((index, peer, engine?.sealed(index)?)));
+        let sent = self.traffic.look(sessions, !self.table.vteps.is_empty(), now);
+        self.on_traffic(sent);
+    }
+
+    fn on_traffic(&self, peers: Vec<PeerName>) {
+        if !peers.is_empty() {
+            self.tell(Report::Traffic(peers));
+        }
     }
 
     /// The device is gone, and with it the engine. Nothing leaks meanwhile: the routes that led to it are gone, too.
@@ -347,11 +372,5 @@ impl Driver {
         }
         self.offer(now);
         self.settle();
-    }
-
-    /// What the engine has counted; nothing without one.
-    #[must_use]
-    pub fn counters(&self) -> CountersSnapshot {
-        self.tunnel.as_ref().map(|tunnel| tunnel.engine.counters()).unwrap_or_default()
     }
 }

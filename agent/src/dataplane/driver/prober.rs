@@ -1,7 +1,7 @@
 //! Probes of the kernel's tunnel: frames put on `weave-vx` by hand, since the route of a peer may lead elsewhere.
 //!
-//! A frame to the MAC address of a peer's VTEP, with a type that no protocol uses, takes the way of every VXLAN packet
-//! to that peer; the other end's agent finds it on its own `weave-vx` and answers at once. No rule sees it there but
+//! A frame with a type that no protocol uses, to a MAC address that leads to a peer's VTEP
+//! ([`probe_mac`]), takes the way of every VXLAN packet to that peer; the other end's agent finds it on its own `weave-vx` and answers at once. No rule sees it there but
 //! those for UDP 6784 outside, which is the point.
 //!
 //! What comes is not authentic. It comes from an address from which VXLAN is let in at all, and an answer must hold a
@@ -15,6 +15,7 @@ use weave_proto::PeerName;
 
 use super::word::Word;
 use crate::dataplane::sys;
+use crate::net::names::{Mac, probe_mac};
 
 /// "Local experimental EtherType 1" of IEEE 802.
 const ETHERTYPE: u16 = 0x88b5;
@@ -68,15 +69,23 @@ impl Prober {
     /// # Errors
     /// The device or the kernel refuses; `EMSGSIZE` if it is longer than the device takes.
     pub(super) fn send(&mut self, to: PeerName, word: Word, len: usize) -> io::Result<()> {
-        self.ensure()?;
+        if self.open.is_none() {
+            self.ensure()?;
+        }
         let Some(open) = &self.open else { return Err(io::ErrorKind::NotConnected.into()) };
+        let Mac(to) = probe_mac(to);
         let content = word.to_bytes();
         let mut frame = vec![0; ETHERNET_LEN + len.max(content.len())];
-        frame[..6].copy_from_slice(&to.mac());
+        frame[..6].copy_from_slice(&to);
         frame[6..12].copy_from_slice(&self.own.mac());
         frame[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
         frame[ETHERNET_LEN..ETHERNET_LEN + content.len()].copy_from_slice(&content);
-        rustix::net::send(open.socket.get_ref(), &frame, rustix::net::SendFlags::DONTWAIT)?;
+        let sent = rustix::net::send(open.socket.get_ref(), &frame, rustix::net::SendFlags::DONTWAIT);
+        if let Err(rustix::io::Errno::NXIO | rustix::io::Errno::NETDOWN | rustix::io::Errno::NODEV) = sent {
+            // There may be another device of the name by now.
+            self.open = None;
+        }
+        sent?;
         Ok(())
     }
 
@@ -100,7 +109,8 @@ impl Prober {
 
     fn read(&self, frame: &[u8]) -> Option<Heard> {
         let (head, content) = frame.split_at_checked(ETHERNET_LEN)?;
-        if head[..6] != self.own.mac() {
+        let Mac(own) = probe_mac(self.own);
+        if head[..6] != own {
             return None;
         }
         let from = PeerName::from_bits(*head[6..].first_chunk()?);

@@ -103,6 +103,11 @@ impl Sessions {
         self.all.contains_key(&index)
     }
 
+    /// Every session, by the own index, and whose it is.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, PeerName)> {
+        self.all.iter().map(|(&index, session)| (index, session.peer))
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.all.clear();

@@ -87,9 +87,11 @@ impl Driver {
                 });
             }
         }
-        for vtep in self.table.vteps.clone() {
+        let ready = self.ready();
+        for vtep in &self.table.vteps {
             let (peer, carrier) = (vtep.peer, Of::Direct(Method::FastDp));
-            ways.push(match prober(&mut self.probers, vtep.underlay).ensure() {
+            let device = usize::from(vtep.underlay.is_ipv6());
+            ways.push(match &ready[device] {
                 Ok(()) => {
                     let largest = self.underlay.largest(vtep.underlay) + SEALED_MORE;
                     WayNews::Up { peer, carrier, largest }
@@ -107,6 +109,14 @@ impl Driver {
         let why = "no session with this peer".to_owned();
         ways.extend(gone.map(|&(peer, carrier)| WayNews::Down { peer, carrier, why: why.clone() }));
         ways
+    }
+
+    /// Whether the kernel's tunnels over IPv4 and over IPv6 can be probed, as far as there are peers to probe.
+    fn ready(&mut self) -> [std::io::Result<()>; 2] {
+        [false, true].map(|six| {
+            let vtep = self.table.vteps.iter().find(|vtep| vtep.underlay.is_ipv6() == six);
+            vtep.map_or(Ok(()), |vtep| prober(&mut self.probers, vtep.underlay).ensure())
+        })
     }
 
     fn news(&mut self, news: WayNews) {

@@ -65,6 +65,10 @@ struct OneSession {
     seal: Option<Arc<SealEpoch>>,
     open: Vec<Arc<OpenKeys>>,
     live: Arc<Live>,
+    /// How many records of `seal` were probes.
+    probes: u64,
+    /// How many records of packets were sealed with earlier keys.
+    sealed_before: u64,
 }
 
 /// A probe to be sent.
@@ -106,6 +110,8 @@ impl Control {
             seal: None,
             open: Vec::new(),
             live: Arc::default(),
+            probes: 0,
+            sealed_before: 0,
         };
         session.drain();
         self.sessions.insert(index, session);
@@ -162,7 +168,16 @@ impl Control {
         let confirmed = session.live.opened.load(Ordering::Relaxed);
         let road = Road { lane, confirmed, datagram_len: len, envelope };
         let mut out = Exit { socket, outlet: &outlet, count };
-        self.prober.push_probe(content, len, &road, &mut out).is_ok()
+        let sent = self.prober.push_probe(content, len, &road, &mut out).is_ok();
+        if let Some(session) = self.sessions.get_mut(&index).filter(|_| sent) {
+            session.probes += 1;
+        }
+        sent
+    }
+
+    /// How many records of packets were sealed in a session.
+    pub(super) fn sealed(&self, index: u32) -> Option<u64> {
+        self.sessions.get(&index).map(OneSession::sealed)
     }
 
     pub(super) fn received(&self, index: u32) -> Option<u64> {
@@ -257,6 +272,13 @@ impl Control {
 }
 
 impl OneSession {
+    /// How many records of packets were sealed.
+    fn sealed(&self) -> u64 {
+        let lanes = self.seal.iter().flat_map(|seal| &seal.lanes);
+        let all: u64 = lanes.map(|lane| lane.used()).sum();
+        self.sealed_before + all.saturating_sub(self.probes)
+    }
+
     /// Whether anything came out of the machine.
     fn drain(&mut self) -> bool {
         let mut any = false;
@@ -265,7 +287,10 @@ impl OneSession {
             match output {
                 Output::Open(epoch) => self.open.push(Arc::new(OpenKeys::new(epoch))),
                 Output::Forget(number) => self.open.retain(|keys| keys.epoch != number),
-                Output::Seal(epoch) => self.seal = Some(Arc::new(epoch)),
+                Output::Seal(epoch) => {
+                    self.sealed_before = self.sealed();
+                    (self.seal, self.probes) = (Some(Arc::new(epoch)), 0);
+                }
             }
         }
         any

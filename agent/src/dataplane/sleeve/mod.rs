@@ -253,10 +253,16 @@ impl Engine {
         Some((link, task::spawn("quic carrier", reading)))
     }
 
-    /// Whether something authentic has come in this session since the last call with this number, and the new number.
+    /// How many authentic records have come in this session, probes included.
     #[must_use]
     pub fn received(&self, session: u32) -> Option<u64> {
         self.shared.control().received(session)
+    }
+
+    /// How many records of packets were sealed in this session; probes do not count.
+    #[must_use]
+    pub fn sealed(&self, session: u32) -> Option<u64> {
+        self.shared.control().sealed(session)
     }
 
     /// What was counted so far.

@@ -132,7 +132,7 @@ fn what_others_got_wrong_is_left_out_by_itself_and_named() {
         state.peers.push(good);
         let desired = desired(&state).unwrap();
         assert_eq!(desired.left_out.len(), 1, "{:?}", desired.left_out);
-        assert_eq!(desired.tunnels.len(), 1);
+        assert_eq!(desired.tunnels.len(), 2);
         assert!(desired.routes.contains_key(&RouteKey { destination: cidr("10.35.0.0/16"), metric: 0 }));
     }
 }

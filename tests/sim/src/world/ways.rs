@@ -51,6 +51,16 @@ impl World {
         }
     }
 
+    pub(super) fn talk(&mut self) {
+        let (everybody, now): (Vec<_>, _) = (self.places().map(|to| self.name_of(to)).collect(), self.now);
+        for at in self.places() {
+            if let Some(agent) = &mut self.machines[at].agent {
+                agent.router.handle_traffic(&everybody, now);
+                self.perform(at);
+            }
+        }
+    }
+
     pub(super) fn probe(&mut self, at: Place, probe: Probe) {
         let Some(to) = self.place_of(probe.peer) else { return };
         let Some(passed) = self.carry(at, to, probe.way) else { return };

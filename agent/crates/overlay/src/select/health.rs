@@ -9,9 +9,9 @@
 //! ```
 //!
 //! Time alone proves nothing, since the agent may have slept; a number of lost probes alone proves little either, since
-//! a tenth of all packets may be lost on a path that works. So it takes both. At the pace of the way in use, seven
+//! a tenth of all packets may be lost on a path that works. So it takes both. At the pace of a way with traffic, seven
 //! probes are overdue when [`SILENCE`] is over: where a path loses one packet in ten each way, that happens by chance
-//! once in 10⁵ probes.
+//! once in 10⁵ probes. How often a way is probed, [`super::budget`] says.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -29,33 +29,11 @@ pub(crate) const LOST: u32 = 6;
 /// The pace once a probe is overdue: so fast that [`LOST`] of them fit into what is left of [`SILENCE`].
 pub(crate) const SUSPECT: Duration = Duration::from_millis(150);
 
+/// So many unanswered probes are enough to judge by.
+const ENOUGH: usize = LOST as usize + 1;
+
 /// For how long an answer to a probe is still understood.
 const MEMORY: Duration = Duration::from_secs(8);
-
-/// How often a way is probed that gives no reason for haste.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pace {
-    /// It is in use: found silent within 3 s.
-    Used,
-    /// It would be used if it answered.
-    Wanted,
-    /// It is worse than the one in use, and should be known to answer when that fails.
-    Spare,
-    /// The one in use is in doubt: who else answers?
-    Urgent,
-}
-
-impl Pace {
-    /// The time between two probes.
-    pub(crate) const fn interval(self) -> Duration {
-        match self {
-            Self::Used => Duration::from_millis(500),
-            Self::Wanted => Duration::from_secs(1),
-            Self::Spare => Duration::from_secs(5),
-            Self::Urgent => Duration::from_millis(250),
-        }
-    }
-}
 
 /// See the module's docs.
 #[derive(Debug, Clone)]
@@ -163,11 +141,13 @@ impl Health {
         self.round_trip
     }
 
-    /// When the next small probe is due.
-    pub(crate) fn due(&self, pace: Pace) -> Instant {
+    /// When the next small probe is due, if there is to be one every `interval`.
+    pub(crate) fn due(&self, interval: Duration) -> Instant {
         let Some((last, nonce)) = self.last_sent else { return self.since };
-        let regular = last + jittered(pace.interval(), nonce);
+        let regular = last + jittered(interval, nonce);
         match self.waiting.values().min() {
+            // Enough are out to judge by.
+            Some(_) if self.waiting.len() > ENOUGH => regular,
             Some(&oldest) if self.answers() => regular.min((oldest + TIMEOUT).max(last + SUSPECT)),
             Some(_) | None => regular,
         }

@@ -19,6 +19,8 @@
 //! * **A restart changes nothing.** The last way is *held* when this agent starts. It is given up by the same rule.
 //! * **Back to the better one**, once it has answered for its *hold*: a second at first, twice as long each time that it
 //!   has failed in use, so that a way which comes and goes is used ever less often ([`LONGEST_HOLD`]).
+//! * **Haste where there is traffic.** A way that nobody sends on is probed rarely. When packets begin to be sent it is
+//!   asked at once, and again and again until it answers, so that from then on its silence is noticed within 3 s.
 //! * **Encryption is no preference.** Where it is due, `fastdp` is not a candidate and is left at once, for nothing if
 //!   need be.
 
@@ -29,7 +31,8 @@ use std::time::{Duration, Instant};
 use weave_proto::PeerName;
 use weave_proto::peer::Features;
 
-use super::health::{Health, Pace, SILENCE};
+use super::budget::{Counts, Pace};
+use super::health::{Health, SILENCE};
 use super::pmtu::Pmtu;
 use crate::{Carrier, KnownWay, Method, NoPath, PeerFacts, Via, Way};
 
@@ -51,6 +54,12 @@ const FORGIVEN: Duration = Duration::from_secs(300);
 
 /// A way that has not answered for so long is probed as rarely as one that is not needed.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// For how long a way is new.
+const NEW: Duration = Duration::from_secs(5);
+
+/// For how long after the last packet a peer counts as one with traffic.
+const TRAFFIC: Duration = Duration::from_secs(10);
 
 /// Which way, whatever carries it to a relay at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,8 +178,12 @@ pub(crate) struct PeerState {
     pub(crate) carriers: BTreeMap<Carrier, Standing>,
     pub(crate) ways: BTreeMap<Slot, Live>,
     pub(crate) chosen: Option<Chosen>,
-    /// Whether this node reaches others through the peer.
+    /// Whether this node reaches others through the peer, to whom packets are sent.
     pub(crate) relaying: bool,
+    /// How many ways were counted, by kind.
+    pub(crate) counted: Counts,
+    /// When packets of pods were last sent to it, and since when they are.
+    traffic: Option<(Instant, Instant)>,
     /// How often each has been left for its silence.
     failures: BTreeMap<Slot, u32>,
     known_mtu: Option<(Slot, u32)>,
@@ -374,38 +387,81 @@ impl PeerState {
         }
     }
 
-    /// How often a way is to be probed.
-    pub(crate) fn pace(&self, slot: Slot, now: Instant) -> Pace {
-        let long_silent = |live: &Live| {
-            !live.health.answers()
-                && now >= live.health.last_heard().unwrap_or_else(|| live.health.since()) + PATIENCE
-        };
+    /// Packets of pods have been sent to the peer; whether that is news.
+    pub(crate) fn note_traffic(&mut self, now: Instant) -> bool {
+        let since = self.traffic.filter(|_| self.is_busy(now)).map(|(_, since)| since);
+        self.traffic = Some((now, since.unwrap_or(now)));
+        if since.is_none()
+            && let Some(live) = self.chosen.and_then(|chosen| self.ways.get_mut(&chosen.slot))
+        {
+            // The path may have shrunk while nobody noticed.
+            live.pmtu.verify(now);
+        }
+        since.is_none()
+    }
+
+    /// Whether packets of pods are sent to the peer.
+    pub(crate) fn is_busy(&self, now: Instant) -> bool {
+        self.traffic.is_some_and(|(last, _)| now < last + TRAFFIC)
+    }
+
+    /// Whether a way is in use, and packets are sent on it.
+    pub(crate) fn carries(&self, slot: Slot, now: Instant) -> bool {
+        self.is_busy(now) && self.chosen.is_some_and(|chosen| chosen.slot == slot)
+    }
+
+    /// How often each way is to be probed.
+    pub(crate) fn paces(&self, now: Instant) -> Vec<(Slot, Pace)> {
+        self.ways.iter().map(|(&slot, live)| (slot, self.pace(slot, live, now))).collect()
+    }
+
+    fn pace(&self, slot: Slot, live: &Live, now: Instant) -> Pace {
+        let spare = if self.is_busy(now) { Pace::Spare } else { Pace::Rare };
+        let is_chosen = self.chosen.is_some_and(|chosen| chosen.slot == slot);
         // One that carries what this node relays, or relays to others, is in use too.
         if self.relaying && slot.is_sealed() && matches!(slot, Slot::Direct(_)) {
             return Pace::Used;
         }
-        let in_question =
-            self.chosen.is_some_and(|chosen| chosen.slot == slot) && self.answering().next().is_some();
-        if !in_question && self.ways.get(&slot).is_some_and(long_silent) {
-            return Pace::Spare;
+        if !live.health.answers() && now < live.health.since() + NEW {
+            return Pace::New;
+        }
+        let long_silent = !live.health.answers()
+            && now >= live.health.last_heard().unwrap_or_else(|| live.health.since()) + PATIENCE;
+        if long_silent && !(is_chosen && self.is_busy(now) && self.answering().next().is_some()) {
+            return spare;
         }
         let Some(chosen) = self.chosen else { return Pace::Wanted };
-        if slot == chosen.slot {
-            return Pace::Used;
+        if is_chosen {
+            return self.pace_of_chosen(live, now);
         }
         // The kernel's way may work though nobody can probe it.
         let doubtful = self.ways.get(&chosen.slot).map_or_else(
             || chosen.slot.is_sealed() || self.is_refuted(chosen.slot),
             |used| !used.health.answers() || used.health.is_suspect(now),
         );
-        let other = self.ways.get(&slot);
-        if doubtful && other.is_some_and(|other| other.health.answers()) {
-            Pace::Urgent
-        } else if slot < chosen.slot && matches!(slot, Slot::Direct(_)) || doubtful {
-            Pace::Wanted
-        } else {
-            Pace::Spare
+        // The best that answers is enough to know of.
+        let better = || {
+            let sound = |live: &Live| live.health.answers() && !live.health.is_suspect(now);
+            self.ways.range(..slot).any(|(&other, live)| other != chosen.slot && sound(live))
+        };
+        match (doubtful, live.health.answers()) {
+            (true, true) if better() => spare,
+            (true, true) => Pace::Urgent,
+            (true, false) if self.is_busy(now) => Pace::New,
+            (true, false) => Pace::Wanted,
+            (false, _) if slot < chosen.slot && matches!(slot, Slot::Direct(_)) => Pace::Wanted,
+            (false, _) => spare,
         }
+    }
+
+    fn pace_of_chosen(&self, live: &Live, now: Instant) -> Pace {
+        let Some((_, begun)) = self.traffic.filter(|_| self.is_busy(now)) else {
+            // Until it is known to be silent or to answer, there is something to find out.
+            let settled = live.health.answers() && !live.health.is_suspect(now);
+            return if settled { Pace::Idle } else { Pace::Wanted };
+        };
+        let unheard = live.health.last_heard().is_some_and(|heard| heard < begun);
+        if unheard && live.health.answers() { Pace::Checked } else { Pace::Used }
     }
 
     /// Why there is no way.

@@ -35,7 +35,7 @@ const FINE: u32 = 4;
 /// chance does that to a good size once in 4,000 times.
 const TRIES: usize = 5;
 
-/// How often the size in force is verified on the way in use, and on others.
+/// How often the size in force is verified on a way with traffic, and on others.
 const VERIFY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// After how long the largest size is tried again, at first and at most (RFC 8899 says ten minutes).
@@ -104,13 +104,25 @@ impl Pmtu {
         (self.test, self.next, self.patience) = (None, now, HOPE.0);
     }
 
+    /// Packets begin to be sent: the size in force is verified now, unless a search goes on anyway.
+    pub(crate) fn verify(&mut self, now: Instant) {
+        if self.test.is_none() {
+            self.next = self.next.min(now);
+        }
+    }
+
+    /// What the devices promise.
+    pub(crate) const fn largest(&self) -> u32 {
+        self.largest
+    }
+
     /// When there is something to do, as long as the way answers.
     pub(crate) const fn due(&self) -> Instant {
         self.next
     }
 
     /// The size to probe for now, if one is due. `heard` is when the way last answered anything; `used` whether it
-    /// carries packets.
+    /// carries packets at present.
     pub(crate) fn poll(&mut self, nonce: u64, used: bool, heard: Instant, now: Instant) -> Option<u32> {
         if now < self.next {
             return None;

@@ -1,5 +1,6 @@
 //! One node's machine against a network of which each way can be cut, narrowed and made lossy.
 
+mod crowd;
 mod law;
 
 use std::collections::BTreeMap;
@@ -23,8 +24,10 @@ const LARGEST: u32 = 1400;
 const TRIP: Duration = Duration::from_millis(20);
 /// What a probe costs beyond the packet that it stands for.
 const ENVELOPE: u32 = 100;
+/// How often the data plane tells of traffic.
+const LOOK: Duration = secs(1);
 
-fn secs(count: u64) -> Duration {
+const fn secs(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
@@ -59,7 +62,12 @@ struct Lab {
     lost: u64,
     chance: u64,
     coming: BTreeMap<(Instant, u64), ProbeAnswer>,
-    bytes: u64,
+    /// Every probe, and when it was sent.
+    sent: Vec<(Instant, Probe)>,
+    /// To whom pods send packets.
+    busy: Vec<PeerName>,
+    /// When the data plane says so again.
+    look: Instant,
     saved: BTreeMap<PeerName, KnownWay>,
     /// Every way that the peer has had, and since when.
     history: Vec<(Duration, Option<Way>)>,
@@ -79,7 +87,9 @@ impl Lab {
             lost: 0,
             chance: 1,
             coming: BTreeMap::new(),
-            bytes: 0,
+            sent: Vec::new(),
+            busy: vec![PEER],
+            look: start,
             saved: BTreeMap::new(),
             history: Vec::new(),
         };
@@ -140,7 +150,7 @@ impl Lab {
 
     fn carry(&mut self, probe: Probe) {
         let Probe { peer, way, nonce, len } = probe;
-        self.bytes += u64::from(len + ENVELOPE);
+        self.sent.push((self.now, probe));
         let fits = self.open.get(&(peer, way)).is_some_and(|largest| len <= *largest);
         if fits && !self.loses() && !self.loses() {
             let answer = ProbeAnswer { peer, way, nonce, len };
@@ -157,10 +167,14 @@ impl Lab {
         let end = self.now + time;
         loop {
             let answer = self.coming.keys().next().map(|&(at, _)| at);
-            let next = [answer, self.overlay.poll_timeout()].into_iter().flatten().min();
+            let look = (!self.busy.is_empty()).then_some(self.look);
+            let next = [answer, look, self.overlay.poll_timeout()].into_iter().flatten().min();
             let Some(next) = next.filter(|next| *next <= end) else { break };
             self.now = self.now.max(next);
-            if answer == Some(next) {
+            if look == Some(next) {
+                self.look = self.now + LOOK;
+                self.overlay.handle_traffic(&self.busy, self.now);
+            } else if answer == Some(next) {
                 let (_, answer) = self.coming.pop_first().unwrap();
                 self.overlay.handle_answer(answer, self.now);
             } else {
@@ -352,13 +366,14 @@ fn a_way_that_comes_and_goes_is_used_ever_less_often() {
 }
 
 #[test]
-fn probes_of_a_peer_cost_less_than_a_kilobyte_a_second() {
+fn probes_of_a_peer_with_traffic_cost_less_than_a_kilobyte_a_second() {
     for open in [&[FASTDP, SLEEVE, QUIC][..], &[SLEEVE, QUIC], &[QUIC], &[]] {
         let mut lab = Lab::with(open);
         lab.run(secs(60));
-        lab.bytes = 0;
+        lab.sent.clear();
         lab.run(secs(60));
-        assert!(lab.bytes < 60 * 1024, "{open:?}: {} bytes in a minute", lab.bytes);
+        let bytes: u32 = lab.sent.iter().map(|(_, probe)| probe.len + ENVELOPE).sum();
+        assert!(bytes < 60 * 1024, "{open:?}: {bytes} bytes in a minute");
     }
 }
 
