@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 use weave_proto::local::status::{
     ACKNOWLEDGED, AllocationStatus, ConnectionState, ConnectionStatus, ControlTrust, DataEncryption,
-    IpamStatus, NodeStatus, PeerLinkStatus, PeerStatus, ShareStatus, Status,
+    IpamStatus, NodeStatus, PeerLinkStatus, PeerStatus, ShareStatus, Status, TunnelStatus,
 };
 use weave_proto::{Cidr, Nickname, PeerName};
 
@@ -121,6 +121,9 @@ fn summary(status: &Status) -> String {
     }
     out.push('\n');
     node_summary(&status.node, &mut out);
+    if let Some(tunnels) = &status.tunnels {
+        tunnel_summary(tunnels, &mut out);
+    }
     for warning in &status.warnings {
         let _ = write!(out, "\n{:>LABEL$}: {}\n", "Warning", clean(warning));
     }
@@ -254,6 +257,16 @@ fn node_summary(node: &NodeStatus, out: &mut String) {
     }
     for problem in &node.problems {
         line("Problem", problem);
+    }
+}
+
+/// What the tunnels in user space refused, if anything: the rest of their counters is for programs.
+fn tunnel_summary(tunnels: &TunnelStatus, out: &mut String) {
+    let kinds = tunnels.drops.iter().filter(|(_, count)| **count > 0);
+    let kinds: Vec<_> = kinds.map(|(kind, count)| format!("{count} {kind}")).collect();
+    if !kinds.is_empty() {
+        let total: u64 = tunnels.drops.values().sum();
+        let _ = writeln!(out, "{:>LABEL$}: {total} ({})", "TunnelDrops", clean(&kinds.join(", ")));
     }
 }
 

@@ -10,6 +10,7 @@ use weave_proto::local::status::{EncryptionStatus, NodeStatus, RouterStatus, Sta
 use weave_router::Router;
 
 use super::{FIGURES_PACE, SNAPSHOT_PACE};
+use crate::dataplane::driver::Counted;
 
 /// Where readers find the newest status.
 pub type StatusReceiver = watch::Receiver<Arc<Status>>;
@@ -40,6 +41,7 @@ pub struct Publisher {
     changed: bool,
     aged: bool,
     last: Option<Instant>,
+    counted: Option<Counted>,
 }
 
 impl Publisher {
@@ -53,7 +55,7 @@ impl Publisher {
         notes: watch::Receiver<BTreeMap<&'static str, String>>,
     ) -> (Self, StatusReceiver) {
         let (to, reader) = watch::channel(Arc::new(base.clone()));
-        (Self { base, fixed, node, notes, to, changed: true, aged: false, last: None }, reader)
+        (Self { base, fixed, node, notes, to, changed: true, aged: false, last: None, counted: None }, reader)
     }
 
     /// Something has changed that the document shows.
@@ -64,6 +66,12 @@ impl Publisher {
     /// Figures may have changed, such as round trips and how long something has been silent.
     pub(super) const fn mark_aged(&mut self) {
         self.aged = true;
+    }
+
+    /// The data plane has counted so much.
+    pub(super) fn count(&mut self, counted: Counted) {
+        self.counted = Some(counted);
+        self.changed = true;
     }
 
     /// When the next document is due, if something has changed since the last one.
@@ -95,7 +103,14 @@ impl Publisher {
         node.pods = router.ipam().allocations().filter(|allocation| allocation.port.is_some()).count() as u64;
         let notes = self.notes.borrow_and_update();
         let ipam = router.ipam_status(now);
-        let connections = router.connections(node.mtu, now);
+        let mut connections = router.connections(node.mtu, now);
+        if let Some(counted) = &self.counted {
+            for connection in &mut connections {
+                if let (Some(method), Some(peer)) = (&mut connection.method, &connection.peer) {
+                    method.session = counted.sessions.get(peer).copied();
+                }
+            }
+        }
         let mut waiting_for = Vec::new();
         if !ipam.ready {
             waiting_for.push(ipam.state.clone());
@@ -127,6 +142,7 @@ impl Publisher {
             },
             ipam: Some(ipam),
             node,
+            tunnels: self.counted.as_ref().map(|counted| counted.tunnels.clone()),
             ..self.base.clone()
         }
     }

@@ -16,7 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use weave_proto::local::status::{CLAIM, ConnectionState, IpamStatus, Status};
+use weave_proto::local::status::{CLAIM, ConnectionState, IpamStatus, Status, TunnelStatus};
 
 use process::Process;
 
@@ -89,6 +89,9 @@ impl Collector for Snapshot {
         }
         out.mesh(&self.status)?;
         out.node(&self.status)?;
+        if let Some(tunnels) = &self.status.tunnels {
+            out.tunnels(tunnels)?;
+        }
         out.process(&self.process)
     }
 }
@@ -171,6 +174,36 @@ impl Writer<'_> {
         self.gauges("weave_build_info", "The version that runs, as a label.", build.into_iter())?;
         let started = float(status.started_at);
         self.gauge("weave_start_time_seconds", "When the agent started, in seconds since 1970.", started)
+    }
+
+    fn tunnels(&mut self, tunnels: &TunnelStatus) -> fmt::Result {
+        let counts = [
+            (
+                "weave_tunnel_sent_bytes",
+                "Bytes of datagrams sent by the tunnels in user space, probes included.",
+                tunnels.sent_bytes,
+            ),
+            (
+                "weave_tunnel_received_bytes",
+                "Bytes of datagrams received by the tunnels in user space, whatever they were.",
+                tunnels.received_bytes,
+            ),
+            (
+                "weave_tunnel_opened_records",
+                "Number of authentic sealed records received.",
+                tunnels.opened_records,
+            ),
+            (
+                "weave_tunnel_relayed_frames",
+                "Number of sealed records sent on for other peers.",
+                tunnels.relayed_frames,
+            ),
+        ];
+        counts.into_iter().try_for_each(|(name, help, count)| self.counter(name, help, count))?;
+        let help = "Number of packets and sealed records that the tunnels in user space did not pass on.";
+        self.counters("weave_tunnel_drops", help, "reason", &tunnels.drops)?;
+        let help = "Number of times that something took a slow way since the kernel had no fast one.";
+        self.counters("weave_tunnel_fallbacks", help, "kind", &tunnels.fallbacks)
     }
 
     fn process(&mut self, process: &Process) -> fmt::Result {

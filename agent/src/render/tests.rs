@@ -57,6 +57,7 @@ pub(crate) fn connection(number: u8, state: ConnectionState, info: &str) -> Conn
             via: None,
             round_trip_us: None,
             rejected: Vec::new(),
+            session: None,
         }),
     }
 }
@@ -340,6 +341,7 @@ fn a_connection_without_a_data_path_says_why() {
         via: None,
         round_trip_us: None,
         rejected: Vec::new(),
+        session: None,
     });
     status.router.connections = vec![connection];
     assert_eq!(
@@ -360,6 +362,7 @@ fn an_encrypted_path_and_one_through_a_relay_are_shown_as_such() {
         via: None,
         round_trip_us: Some(250),
         rejected: Vec::new(),
+        session: None,
     };
     direct.method = Some(method.clone());
     let mut away = connection(3, ConnectionState::Retrying, "no answer");
@@ -479,4 +482,17 @@ fn one_value_is_found_by_its_pointer() {
     assert!(refusal.contains("there are ipam, name, nickname, node"), "{refusal}");
     let refusal = at("{{.IPAM.Range}}").unwrap_err();
     assert!(refusal.contains("templates are not supported"), "{refusal}");
+}
+
+#[test]
+fn what_the_tunnels_refused_is_in_the_summary_if_it_is_anything() {
+    let mut status = sample();
+    assert!(!text(&status, View::Summary).contains("TunnelDrops"));
+    let drops = [("forged".to_owned(), 2), ("replayed".to_owned(), 10), ("malformed".to_owned(), 0)];
+    let tunnels = TunnelStatus { sent_bytes: 7, ..TunnelStatus::default() };
+    status.tunnels = Some(tunnels.clone());
+    assert!(!text(&status, View::Summary).contains("TunnelDrops"));
+    status.tunnels = Some(TunnelStatus { drops: drops.into(), ..tunnels });
+    let shown = text(&status, View::Summary);
+    assert!(shown.contains("    TunnelDrops: 12 (2 forged, 10 replayed)\n"), "{shown}");
 }

@@ -37,6 +37,9 @@ pub struct Status {
     pub ipam: Option<IpamStatus>,
     /// What the agent keeps up on this node.
     pub node: NodeStatus,
+    /// The tunnels in user space; none if there are none, or nothing was counted yet.
+    #[serde(default)]
+    pub tunnels: Option<TunnelStatus>,
 }
 
 impl Status {
@@ -55,6 +58,7 @@ impl Status {
             router: RouterStatus::default(),
             ipam: None,
             node: NodeStatus::default(),
+            tunnels: None,
         }
     }
 
@@ -160,6 +164,32 @@ pub struct NodeStatus {
     pub drops: BTreeMap<String, u64>,
 }
 
+/// What the tunnels in user space have done, all since they were started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// Bytes of datagrams sent: packets, probes and what was relayed.
+    pub sent_bytes: u64,
+    /// Bytes of datagrams received, whatever they were.
+    pub received_bytes: u64,
+    /// Authentic records received. One may hold a part of a packet, or several small ones.
+    pub opened_records: u64,
+    /// Records sent on for other peers.
+    pub relayed_frames: u64,
+    /// Packets, records or runs of them that were not passed on, by reason; every reason is there.
+    pub drops: BTreeMap<String, u64>,
+    /// How often something was done the slow way since the kernel could not do it the fast way, by kind.
+    pub fallbacks: BTreeMap<String, u64>,
+}
+
+/// What has passed in the session with a peer, since the session began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Records of pods' packets sealed for the peer.
+    pub sealed_records: u64,
+    /// Authentic records from it, probes included.
+    pub opened_records: u64,
+}
+
 /// One connection or attempt at one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionStatus {
@@ -235,6 +265,9 @@ pub struct MethodStatus {
     /// The other methods, best first, and why they are not used.
     #[serde(default)]
     pub rejected: Vec<RejectedMethod>,
+    /// The sealed session with the peer, whether the present method uses it or not; none if there is none.
+    #[serde(default)]
+    pub session: Option<SessionStatus>,
 }
 
 /// A method that is not in use.

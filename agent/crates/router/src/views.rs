@@ -247,6 +247,8 @@ fn method(report: Report, mtu: Option<u32>) -> MethodStatus {
         },
         round_trip_us: report.round_trip.map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
         rejected: report.rejected.into_iter().map(|(name, reason)| RejectedMethod { name, reason }).collect(),
+        // Known to the data plane alone.
+        session: None,
     }
 }
 

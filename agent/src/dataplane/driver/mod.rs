@@ -14,6 +14,7 @@
 //! and what was to be told is told anew by the next agent. While nothing happens it wakes once a second if there are
 //! sessions (an epoch may be due) or peers that the kernel may send to ([`traffic`]), else never.
 
+mod counted;
 mod ends;
 mod prober;
 mod probes;
@@ -31,10 +32,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use weave_overlay::{ForwardingTable, Probe, ProbeAnswer, WayNews};
 use weave_proto::PeerName;
+use weave_proto::local::status::SessionStatus;
 use weave_proto::peer::Offer;
 use weave_sleeve::header::OVERHEAD;
 use weave_topology::LinkId;
 
+pub use self::counted::Counted;
+use self::counted::Teller;
 use self::ends::Links;
 use self::prober::{Heard, Prober};
 use self::sessions::{GREETING, Sessions};
@@ -106,6 +110,8 @@ pub enum Report {
     Answer(ProbeAnswer),
     /// Packets of pods have been sent to these peers of late.
     Traffic(Vec<PeerName>),
+    /// So much was counted so far.
+    Counted(Box<Counted>),
 }
 
 /// See the module's text.
@@ -126,6 +132,7 @@ pub struct Driver {
     underlay_looked: Instant,
     looked: Instant,
     traffic: Traffic,
+    teller: Teller,
 }
 
 /// What ended a wait.
@@ -166,6 +173,7 @@ impl Driver {
             underlay_looked: Instant::now(),
             looked: Instant::now(),
             traffic: Traffic::default(),
+            teller: Teller::default(),
         }
     }
 
@@ -322,6 +330,7 @@ impl Driver {
         let now = Instant::now();
         self.looked = now;
         self.look_for_traffic(now);
+        self.tell_counted(now);
         if let Ok(tunnel) = &self.tunnel {
             // The deadline that it returns is never sooner than the next look matters.
             let _deadline = tunnel.engine.maintain(now);
@@ -372,5 +381,22 @@ impl Driver {
         }
         self.offer(now);
         self.settle();
+    }
+
+    fn tell_counted(&mut self, now: Instant) {
+        let Some(engine) = self.tunnel.as_ref().ok().map(|tunnel| &tunnel.engine) else { return };
+        if !self.teller.is_due(now) {
+            return;
+        }
+        let of = |peer| {
+            let (session, _) = self.sessions.to(peer)?;
+            let (sealed_records, opened_records) = (engine.sealed(session)?, engine.received(session)?);
+            Some((peer, SessionStatus { sealed_records, opened_records }))
+        };
+        let sessions = self.sessions.peers().into_iter().filter_map(of).collect();
+        let counted = Counted { tunnels: counted::named(&engine.counters()), sessions };
+        if let Some(news) = self.teller.news(counted, now) {
+            self.tell(Report::Counted(Box::new(news)));
+        }
     }
 }

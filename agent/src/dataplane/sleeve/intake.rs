@@ -271,6 +271,7 @@ impl Intake {
         self.inbox.set_joins(self.joins);
         let leads = newest.is_some_and(|newest| newest >= newest_before);
         if let Some(confirmed) = confirmed {
+            session.live.received.fetch_add(opened, Ordering::Relaxed);
             self.news(session, &first, confirmed, leads.then_some(arrival.source));
         }
         publish_refusals(&mut self.inbox, &self.shared.count);
@@ -280,7 +281,6 @@ impl Intake {
     #[inline]
     fn news(&self, session: &OpenSession, header: &Header, confirmed: u8, source: Option<Source>) {
         let live = &session.live;
-        live.received.fetch_add(1, Ordering::Relaxed);
         if header.epoch != live.opened.load(Ordering::Relaxed) {
             self.shared.on_opened(session.index, header.epoch);
         }

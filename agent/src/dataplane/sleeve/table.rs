@@ -87,7 +87,7 @@ pub(super) struct Live {
     pub(super) confirmed: AtomicU8,
     /// Whether it confirmed any.
     pub(super) ever_confirmed: AtomicBool,
-    /// Authentic records received, for who wants to know whether the peer is silent.
+    /// Authentic records received.
     pub(super) received: AtomicU64,
 }
 

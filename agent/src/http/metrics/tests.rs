@@ -122,3 +122,31 @@ fn a_reason_with_quotes_and_line_ends_does_not_break_the_format() {
     let text = render(Arc::new(status), Format::Classic).unwrap();
     assert!(text.contains(r#"weave_refused_messages_total{reason="a \"b\"\nc\\"} 1"#), "{text}");
 }
+
+#[test]
+fn what_the_tunnels_count_is_there_once_there_are_tunnels() {
+    let mut status = sample();
+    assert!(!samples(status.clone()).contains("weave_tunnel"));
+    status.tunnels = Some(TunnelStatus {
+        sent_bytes: 1,
+        received_bytes: 2,
+        opened_records: 3,
+        relayed_frames: 4,
+        drops: [("forged".to_owned(), 5), ("replayed".to_owned(), 0)].into(),
+        fallbacks: [("cut for the device".to_owned(), 6)].into(),
+    });
+    let samples = samples(status);
+    let tunnels: Vec<&str> = samples.lines().filter(|line| line.starts_with("weave_tunnel")).collect();
+    assert_eq!(
+        tunnels,
+        [
+            "weave_tunnel_sent_bytes_total 1",
+            "weave_tunnel_received_bytes_total 2",
+            "weave_tunnel_opened_records_total 3",
+            "weave_tunnel_relayed_frames_total 4",
+            r#"weave_tunnel_drops_total{reason="forged"} 5"#,
+            r#"weave_tunnel_drops_total{reason="replayed"} 0"#,
+            r#"weave_tunnel_fallbacks_total{kind="cut for the device"} 6"#,
+        ]
+    );
+}
