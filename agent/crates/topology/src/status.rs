@@ -180,9 +180,12 @@ impl Topology {
     fn attempt(&self, addr: SocketAddr, place: &Place, now: Instant) -> Option<ConnectionStatus> {
         let trouble = place.trouble.as_ref().map(|reason| reason.text.clone());
         let (state, retry) = match place.phase {
+            // There is a link by now: an attempt from before it will find that out.
+            Phase::Dialing { .. } | Phase::Resting { .. } if place.interest.urgency == Urgency::No => {
+                return None;
+            }
             Phase::Dialing { .. } => (ConnectionState::Connecting, None),
             Phase::Never => (ConnectionState::Failed, None),
-            Phase::Resting { .. } if place.interest.urgency == Urgency::No => return None,
             Phase::Resting { .. } if trouble.is_none() && !place.interest.target => return None,
             // A full peer that we need not reach is no news to anybody.
             Phase::Resting { .. } if place.found_full() && place.interest.urgency == Urgency::May => {

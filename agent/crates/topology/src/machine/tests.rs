@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use weave_proto::local::status::ConnectionState;
 use weave_proto::peer::{Features, PeerRecord, UniverseId};
 use weave_proto::{Nickname, PeerUid};
 
@@ -96,6 +97,22 @@ fn a_new_machine_says_hello_and_dials_its_targets() {
     assert!(matches!(machine.poll_output(), Some(Output::Hello(hello)) if hello.name == name(1)));
     assert!(matches!(machine.poll_output(), Some(Output::Dial { addr: to, .. }) if to == addr(2)));
     assert_eq!(machine.poll_output(), None);
+}
+
+#[test]
+fn a_peer_that_came_by_itself_while_it_was_dialled_is_shown_once() {
+    let start = now();
+    let mut machine = Topology::new(Config { targets: vec![target(2)], ..config() }, 1, start);
+    drain(&mut machine);
+    let states = |machine: &Topology| -> Vec<_> {
+        machine.connections(start).into_iter().map(|connection| connection.state).collect()
+    };
+    assert_eq!(states(&machine), [ConnectionState::Connecting]);
+    machine.handle_link_up(link_up(1, Direction::Inbound, 2, (3, 4)), start);
+    machine.handle_message(LinkId(1), Message::Topology(vec![record(2, 1, 1, &[])]), start).unwrap();
+    drain(&mut machine);
+    assert_eq!(states(&machine).len(), 1, "{:?}", machine.connections(start));
+    assert_ne!(states(&machine), [ConnectionState::Connecting]);
 }
 
 #[test]
