@@ -1,4 +1,4 @@
-//! Packets in, datagrams for one `UDP_SEGMENT` send out.
+//! Packets in, datagrams for `UDP_SEGMENT` sends out.
 //!
 //! A segmented send wants records of one length, of which only the last may be shorter. Super-packets give that by
 //! themselves. Two more habits make it the rule for the rest:
@@ -9,6 +9,9 @@
 //! * **Runs.** A UDP packet that continues the flow of the record before it, in the same size, is marked as its
 //!   continuation, so that the other end hands the kernel one super-packet instead of sixty. Comparing with the
 //!   one packet before is enough; there is no table of flows.
+//!
+//! What is full is not sent at once: as long as the device has more to read, up to [`MAX_BATCHES`] gather, which one
+//! system call sends. A super-packet seldom fits one batch, so two would be the rule.
 //!
 //! An outbox belongs to one peer at a time. Order is kept: whatever comes behind an open bundle closes it first.
 
@@ -25,6 +28,9 @@ pub const MAX_RECORDS: usize = 64;
 /// Bytes in one segmented send: the UDP payload that fits an IPv6 packet's length field, so either family's.
 pub const MAX_BATCH_LEN: usize = 65_535 - 40 - 8;
 
+/// Segmented sends that gather for one call: some 250 KB, which stay in the processor's cache until they are sent.
+pub const MAX_BATCHES: usize = 4;
+
 /// A packet of at most this many bytes goes into a bundle. Above it, the copy costs more than the seal it saves.
 pub const SMALL: usize = 400;
 
@@ -38,10 +44,21 @@ pub(crate) const CHUNK_LEN_MASK: u16 = CHUNK_CONTINUES - 1;
 const MAX_UDP_RUN: usize = 64;
 const MAX_UDP_RUN_LEN: usize = 64_000;
 
+/// What one segmented send takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch<'b> {
+    /// Datagrams, one behind the other.
+    pub datagrams: &'b [u8],
+    /// Bytes of each datagram but the last, which may be shorter.
+    pub segment: usize,
+    /// The codepoint that each of them is sent with.
+    pub ecn: Ecn,
+}
+
 /// Where finished batches go.
 pub trait Transmit {
-    /// Sends `datagrams`, cut every `segment` bytes, each with this ECN codepoint.
-    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn);
+    /// Sends batches, of which there are at most [`MAX_BATCHES`], in their order.
+    fn transmit(&mut self, batches: &[Batch<'_>]);
 }
 
 /// Why a packet was not taken.
@@ -86,6 +103,11 @@ impl Road<'_> {
 /// Collects records for one peer until they are sent. Allocates once, when made.
 pub struct Outbox {
     datagrams: Box<[u8]>,
+    /// The batches that are complete, of which there are `finished`.
+    batches: [Finished; MAX_BATCHES],
+    finished: usize,
+    /// The batch behind them, which is being filled: where it begins, its length, and so on.
+    start: usize,
     len: usize,
     segment: usize,
     records: usize,
@@ -93,6 +115,14 @@ pub struct Outbox {
     ecn: Ecn,
     bundle: Bundle,
     tail: Option<Tail>,
+}
+
+/// A batch that nothing is added to: it lies behind the one before.
+#[derive(Clone, Copy)]
+struct Finished {
+    len: usize,
+    segment: usize,
+    ecn: Ecn,
 }
 
 struct Bundle {
@@ -134,7 +164,10 @@ impl Outbox {
         let bundle =
             Bundle { bytes: zeros(usize::from(CHUNK_LEN_MASK)), len: 0, chunks: 0, first: Flags::NONE };
         Self {
-            datagrams: zeros(MAX_BATCH_LEN + RELAYED_OVERHEAD),
+            datagrams: zeros(MAX_BATCHES * MAX_BATCH_LEN + RELAYED_OVERHEAD),
+            batches: [Finished { len: 0, segment: 0, ecn: Ecn::NotEct }; MAX_BATCHES],
+            finished: 0,
+            start: 0,
             len: 0,
             segment: 0,
             records: 0,
@@ -148,7 +181,7 @@ impl Outbox {
     /// Whether nothing waits to be sent.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.records == 0 && self.bundle.chunks == 0
+        self.finished == 0 && self.records == 0 && self.bundle.chunks == 0
     }
 
     /// Takes a packet as it came from the device, and sends what becomes full.
@@ -165,7 +198,9 @@ impl Outbox {
         let inner = packet.inner;
         let ecn = inner.ecn(packet.bytes);
         if ecn != self.ecn {
-            self.flush(road, out)?;
+            self.close_bundle(false, road, out)?;
+            self.finish(out);
+            self.tail = None;
             self.ecn = ecn;
         }
         let mut cut = Cut::new(packet, road.capacity())?;
@@ -206,7 +241,7 @@ impl Outbox {
         let (envelope, record) = datagram.split_at_mut(road.envelope.len());
         envelope.copy_from_slice(road.envelope);
         road.lane.seal(road.mark(counter, Kind::Probe, Flags::NONE), &self.bundle.bytes[..padded], record);
-        out.transmit(datagram, datagram.len(), Ecn::NotEct);
+        out.transmit(&[Batch { datagrams: datagram, segment: datagram.len(), ecn: Ecn::NotEct }]);
         Ok(())
     }
 
@@ -218,6 +253,7 @@ impl Outbox {
     #[inline]
     pub fn flush(&mut self, road: &Road<'_>, out: &mut impl Transmit) -> Result<(), NotTaken> {
         let closed = self.close_bundle(false, road, out);
+        self.finish(out);
         self.send(out);
         self.tail = None;
         closed
@@ -310,12 +346,13 @@ impl Outbox {
             && self.len + datagram_len <= MAX_BATCH_LEN
             && datagram_len <= self.segment;
         if self.records > 0 && !fits {
-            self.send(out);
+            self.finish(out);
         }
         if self.records == 0 {
             self.segment = datagram_len;
         }
-        let datagram = &mut self.datagrams[self.len..self.len + datagram_len];
+        let end = self.start + self.len;
+        let datagram = &mut self.datagrams[end..end + datagram_len];
         let (envelope, record) = datagram.split_at_mut(road.envelope.len());
         envelope.copy_from_slice(road.envelope);
         road.lane.seal(mark, plain, record);
@@ -326,17 +363,41 @@ impl Outbox {
             || self.records == self.max_records
             || self.len + self.segment > MAX_BATCH_LEN
         {
+            self.finish(out);
+        }
+    }
+
+    /// Adds nothing more to the batch.
+    #[inline]
+    fn finish(&mut self, out: &mut impl Transmit) {
+        if self.records == 0 {
+            return;
+        }
+        let Self { len, segment, ecn, .. } = *self;
+        self.batches[self.finished] = Finished { len, segment, ecn };
+        self.finished += 1;
+        self.start += len;
+        self.len = 0;
+        self.records = 0;
+        if self.finished == MAX_BATCHES {
             self.send(out);
         }
     }
 
+    /// Sends the finished batches.
     #[inline]
     fn send(&mut self, out: &mut impl Transmit) {
-        if self.records > 0 {
-            out.transmit(&self.datagrams[..self.len], self.segment, self.ecn);
+        let mut rest = &self.datagrams[..self.start];
+        let batches = self.batches.map(|Finished { len, segment, ecn }| {
+            let (datagrams, behind) = rest.split_at(len.min(rest.len()));
+            rest = behind;
+            Batch { datagrams, segment, ecn }
+        });
+        if self.finished > 0 {
+            out.transmit(&batches[..self.finished]);
         }
-        self.len = 0;
-        self.records = 0;
+        self.finished = 0;
+        self.start = 0;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::header::{HEADER_LEN, Header, OVERHEAD};
 use crate::inbox::{Deliver, Inbox, Joins, Opened, Record, Refused};
 use crate::keys::{Chain, QueueKey, Role, Suite};
 use crate::lane::SealLane;
-use crate::outbox::{MAX_BATCH_LEN, MAX_RECORDS, Outbox, Road, Transmit};
+use crate::outbox::{Batch, MAX_BATCH_LEN, MAX_BATCHES, MAX_RECORDS, Outbox, Road, Transmit};
 use crate::relay::{RELAY_LEN, Relay};
 use crate::replay::ReplayWindow;
 use crate::vnet::{Gso, VNET_LEN, VnetHeader};
@@ -30,14 +30,17 @@ struct Wire {
 }
 
 impl Transmit for Wire {
-    fn transmit(&mut self, datagrams: &[u8], segment: usize, _: Ecn) {
-        let records: Vec<_> = datagrams.chunks(segment).map(<[u8]>::to_vec).collect();
-        assert!(records.len() <= MAX_RECORDS, "the kernel takes no more segments");
-        assert!(datagrams.len() <= MAX_BATCH_LEN, "the kernel takes no more bytes");
-        let longest =
-            if records.iter().all(|record| Relay::is_one(record)) { RELAY_LEN } else { 0 } + RECORD_LEN;
-        assert!(records.iter().all(|record| record.len() <= longest), "the path takes no more");
-        self.records.extend(records);
+    fn transmit(&mut self, batches: &[Batch<'_>]) {
+        assert!((1..=MAX_BATCHES).contains(&batches.len()), "one call takes no more");
+        for Batch { datagrams, segment, .. } in batches {
+            let records: Vec<_> = datagrams.chunks(*segment).map(<[u8]>::to_vec).collect();
+            assert!((1..=MAX_RECORDS).contains(&records.len()), "the kernel takes no more segments");
+            assert!(datagrams.len() <= MAX_BATCH_LEN, "the kernel takes no more bytes");
+            let longest =
+                if records.iter().all(|record| Relay::is_one(record)) { RELAY_LEN } else { 0 } + RECORD_LEN;
+            assert!(records.iter().all(|record| record.len() <= longest), "the path takes no more");
+            self.records.extend(records);
+        }
     }
 }
 

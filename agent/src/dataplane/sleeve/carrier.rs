@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 
 use weave_proto::PeerName;
-use weave_sleeve::ecn::Ecn;
-use weave_sleeve::outbox::Transmit;
+use weave_sleeve::outbox::{Batch, Transmit};
 
 use super::counters::Counters;
 use super::quic::QuicLink;
-use super::socket::{Batch, Socket};
+use super::socket::Socket;
 
 /// How records get to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,12 +76,12 @@ impl Outlet {
         }
     }
 
-    /// Sends datagrams of `batch.segment` bytes each.
+    /// Sends batches in their order.
     #[inline]
-    pub(super) fn send(&self, socket: &Socket, batch: Batch<'_>, count: &Counters) {
+    pub(super) fn send(&self, socket: &Socket, batches: &[Batch<'_>], count: &Counters) {
         match self {
-            Self::Udp(remote) => socket.send(remote, batch, count),
-            Self::Quic(link) => link.send(batch, count),
+            Self::Udp(remote) => socket.send(remote, batches, count),
+            Self::Quic(link) => batches.iter().for_each(|batch| link.send(batch, count)),
         }
     }
 }
@@ -96,7 +95,7 @@ pub(super) struct Exit<'a> {
 
 impl Transmit for Exit<'_> {
     #[inline]
-    fn transmit(&mut self, datagrams: &[u8], segment: usize, ecn: Ecn) {
-        self.outlet.send(self.socket, Batch { datagrams, segment, ecn: ecn as u8 }, self.count);
+    fn transmit(&mut self, batches: &[Batch<'_>]) {
+        self.outlet.send(self.socket, batches, self.count);
     }
 }

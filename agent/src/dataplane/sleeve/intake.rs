@@ -10,6 +10,7 @@ use weave_sleeve::cut::{Cut, Packet};
 use weave_sleeve::ecn::Ecn;
 use weave_sleeve::header::Header;
 use weave_sleeve::inbox::{Deliver, Inbox, Joins, Opened, Record};
+use weave_sleeve::outbox::Batch;
 use weave_sleeve::relay::{RELAY_LEN, Relay};
 use weave_sleeve::replay::Replayed;
 use weave_sleeve::vnet::{Gso, VnetHeader};
@@ -17,7 +18,7 @@ use weave_sleeve::vnet::{Gso, VnetHeader};
 use super::carrier::Source;
 use super::counters::Counters;
 use super::published::Reader;
-use super::socket::{Batch, Socket};
+use super::socket::Socket;
 use super::table::{OpenSession, Table};
 use super::{Event, Shared, Worker};
 use crate::dataplane::tun::Queue;
@@ -186,9 +187,9 @@ impl Intake {
             return count.relay_loops.add(frames);
         }
         count.relayed.add(frames);
-        let ecn = Ecn::of(arrival.traffic_class) as u8;
+        let ecn = Ecn::of(arrival.traffic_class);
         let batch = Batch { datagrams: run, segment: arrival.segment, ecn };
-        forward.outlet.send(&self.socket, batch, count);
+        forward.outlet.send(&self.socket, &[batch], count);
     }
 
     /// Takes records, each of which had `before` bytes in front of it.

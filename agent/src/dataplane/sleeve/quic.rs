@@ -25,11 +25,11 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, SendDatagramError, TransportConfig, VarInt};
 use weave_proto::PeerName;
+use weave_sleeve::outbox::Batch;
 
 use super::carrier::Source;
 use super::counters::Counters;
 use super::intake::{Arrival, Intake};
-use super::socket::Batch;
 use super::{Event, Shared};
 
 /// What may wait to be sent on one connection: 2 ms at 2 Gb/s, a dozen super-packets. A queue beyond that adds delay and
@@ -117,8 +117,8 @@ impl QuicLink {
         self.0.connection.close(VarInt::from_u32(0), why.as_bytes());
     }
 
-    pub(super) fn send(&self, batch: Batch<'_>, count: &Counters) {
-        let Batch { datagrams, segment, .. } = batch;
+    pub(super) fn send(&self, batch: &Batch<'_>, count: &Counters) {
+        let Batch { datagrams, segment, .. } = *batch;
         let Self(link) = self;
         if link.connection.datagram_send_buffer_space() < datagrams.len() {
             return count.quic_queue_full.one();

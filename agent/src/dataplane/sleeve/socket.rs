@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use weave_sleeve::header::QUEUE_OFFSET;
+use weave_sleeve::outbox::Batch;
 
 use super::counters::Counters;
-use crate::dataplane::sys::{self, Received};
+use crate::dataplane::sys;
+use crate::dataplane::sys::udp::{self, Tray};
 
 /// What a segmented send may burst into the other end's socket in a few milliseconds at 10 Gb/s.
 const RECEIVE_BUFFER: i32 = 16 << 20;
@@ -26,14 +28,6 @@ pub(super) struct Socket {
     /// What the next segmented send is to fail with: kernels that do are hard to come by.
     #[cfg(test)]
     pub(super) fault: std::sync::atomic::AtomicI32,
-}
-
-/// Datagrams of `segment` bytes each, of which the last may be shorter.
-#[derive(Clone, Copy)]
-pub(super) struct Batch<'a> {
-    pub(super) datagrams: &'a [u8],
-    pub(super) segment: usize,
-    pub(super) ecn: u8,
 }
 
 impl Socket {
@@ -83,9 +77,10 @@ impl Socket {
         })
     }
 
+    /// Receives up to `most` runs and says how many came.
     #[inline]
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        sys::receive(self.fd.as_fd(), buffer)
+    pub(super) fn receive(&self, tray: &mut Tray, most: usize) -> io::Result<usize> {
+        tray.receive(self.fd.as_fd(), most)
     }
 
     /// The address in the family of the socket.
@@ -96,28 +91,42 @@ impl Socket {
         }
     }
 
-    /// Sends datagrams of `segment` bytes each: by one call while that works, else one by one.
+    /// Sends batches in their order: all by one call while that works, else one by one, and the datagrams of a batch
+    /// that cannot be segmented one by one.
     #[inline]
-    pub(super) fn send(&self, to: &SocketAddr, batch: Batch<'_>, count: &Counters) {
-        let Batch { datagrams, segment, ecn } = batch;
-        let single = datagrams.len() <= segment;
-        if single || self.segmentation.load(Ordering::Relaxed) {
-            match self.send_patiently(to, datagrams, segment, ecn) {
-                Ok(()) => {
-                    count.batches_sent.one();
-                    count.bytes_sent.add(datagrams.len() as u64);
-                    return;
+    pub(super) fn send(&self, to: &SocketAddr, batches: &[Batch<'_>], count: &Counters) {
+        let mut rest = batches;
+        while let Some((first, behind)) = rest.split_first() {
+            let single = first.datagrams.len() <= first.segment;
+            if !single && !self.segmentation.load(Ordering::Relaxed) {
+                self.send_unsegmented(to, first, count);
+                rest = behind;
+                continue;
+            }
+            match self.send_patiently(to, rest) {
+                Ok(sent) => {
+                    let (sent, behind) = rest.split_at(sent.clamp(1, rest.len()));
+                    count.batches_sent.add(sent.len() as u64);
+                    count.bytes_sent.add(sent.iter().map(|batch| batch.datagrams.len() as u64).sum());
+                    rest = behind;
                 }
-                Err(error) if single || !self.is_about_segmentation(&error) => {
-                    return count_failure(&error, count);
+                Err(error) => {
+                    if !single && self.is_about_segmentation(&error) {
+                        self.send_unsegmented(to, first, count);
+                    } else {
+                        count_failure(&error, count);
+                    }
+                    rest = behind;
                 }
-                Err(_) => {}
             }
         }
+    }
+
+    fn send_unsegmented(&self, to: &SocketAddr, batch: &Batch<'_>, count: &Counters) {
         count.unsegmented_batches.one();
-        for datagram in datagrams.chunks(segment) {
-            match self.send_patiently(to, datagram, segment, ecn) {
-                Ok(()) => count.bytes_sent.add(datagram.len() as u64),
+        for datagram in batch.datagrams.chunks(batch.segment) {
+            match self.send_patiently(to, &[Batch { datagrams: datagram, ..*batch }]) {
+                Ok(_) => count.bytes_sent.add(datagram.len() as u64),
                 Err(error) => count_failure(&error, count),
             }
         }
@@ -137,17 +146,19 @@ impl Socket {
         }
     }
 
-    /// Sends, waiting while the send buffer is full, and once more after a signal or a reported error of an earlier
-    /// send (ICMP errors are reported by the next call on the socket, whatever it is).
-    fn send_patiently(&self, to: &SocketAddr, bytes: &[u8], segment: usize, ecn: u8) -> io::Result<()> {
+    /// Sends as many as the kernel takes by one call, waiting while the send buffer is full, and once more after a
+    /// signal or a reported error of an earlier send (ICMP errors are reported by the next call on the socket, whatever
+    /// it is).
+    fn send_patiently(&self, to: &SocketAddr, batches: &[Batch<'_>]) -> io::Result<usize> {
         #[cfg(test)]
-        if bytes.len() > segment && self.fault.load(Ordering::Relaxed) != 0 {
+        if batches.iter().any(|batch| batch.datagrams.len() > batch.segment)
+            && self.fault.load(Ordering::Relaxed) != 0
+        {
             return Err(io::Error::from_raw_os_error(self.fault.swap(0, Ordering::Relaxed)));
         }
         let mut tries = 0;
         loop {
-            let sent = sys::send_segmented(self.fd.as_fd(), to, bytes, segment, ecn);
-            match sent {
+            match udp::send(self.fd.as_fd(), to, batches) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_until_writable()?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && tries == 0 => tries += 1,

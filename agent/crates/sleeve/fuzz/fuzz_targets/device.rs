@@ -7,16 +7,16 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use weave_sleeve::cut::Packet;
-use weave_sleeve::ecn::Ecn;
 use weave_sleeve::keys::{Role, Suite};
-use weave_sleeve::outbox::{Outbox, Road, Transmit};
+use weave_sleeve::outbox::{Batch, MAX_BATCHES, Outbox, Road, Transmit};
 use weave_sleeve::session::{Config, Output, Session};
 
 struct Checks(usize);
 
 impl Transmit for Checks {
-    fn transmit(&mut self, datagrams: &[u8], segment: usize, _: Ecn) {
-        assert!(segment <= self.0 && !datagrams.is_empty());
+    fn transmit(&mut self, batches: &[Batch<'_>]) {
+        assert!((1..=MAX_BATCHES).contains(&batches.len()));
+        assert!(batches.iter().all(|batch| batch.segment <= self.0 && !batch.datagrams.is_empty()));
     }
 }
 
