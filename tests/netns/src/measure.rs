@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::ns::Netns;
@@ -49,21 +50,65 @@ pub fn tcp_gigabits(path: Path<'_>, streams: usize, period: Duration) -> Result<
     Ok(as_f64(bytes) * 8.0 / elapsed.as_secs_f64() / 1e9)
 }
 
+/// Bytes that arrive by one TCP connection until it is closed, which is after `period`.
+///
+/// # Errors
+/// There is no connection.
+pub fn tcp_bytes(path: Path<'_>, period: Duration) -> Result<f64> {
+    let load = TcpLoad::start(path, 1)?;
+    pause(period);
+    let received = Arc::clone(&load.received);
+    load.finish()?;
+    Ok(as_f64(received.load(Ordering::Relaxed)))
+}
+
+/// A flood of UDP packets.
+#[derive(Debug, Clone, Copy)]
+pub struct Flood {
+    /// Bytes of a packet's content.
+    pub len: usize,
+    /// Packets that the sender hands over by one call and the kernel cuts.
+    pub a_call: usize,
+}
+
+impl Flood {
+    /// Packet by packet, with as little in them as there may be.
+    pub const SMALLEST: Self = Self { len: SMALL, a_call: 1 };
+}
+
 /// Thousands of smallest UDP packets a second that arrive.
 ///
 /// # Errors
 /// The path does not work.
 pub fn udp_kilopackets(path: Path<'_>, period: Duration) -> Result<f64> {
+    udp_flood(path, Flood::SMALLEST, period)
+}
+
+/// Thousands of a flood's packets a second that arrive.
+///
+/// # Errors
+/// The path does not work, or the kernel does not cut what is handed over together.
+pub fn udp_flood(path: Path<'_>, flood: Flood, period: Duration) -> Result<f64> {
     let receiver = path.to.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
     let target = SocketAddr::from((path.address, receiver.local_addr()?.port()));
     let sender = path.from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     sender.connect(target)?;
+    let handed_over = vec![0; flood.len * flood.a_call];
+    let segments = UdpSocketState::new(UdpSockRef::from(&sender))?;
+    sender.set_nonblocking(false)?;
+    let together = Transmit {
+        destination: target,
+        ecn: None,
+        contents: &handed_over,
+        segment_size: Some(flood.len),
+        src_ip: None,
+    };
     let (ending, arrived) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
             hold_on(1);
-            let mut buffer = [0; 64];
+            let mut buffer = [0; 2048];
             while !ending.load(Ordering::Relaxed) {
                 if receiver.recv(&mut buffer).is_ok() {
                     arrived.fetch_add(1, Ordering::Relaxed);
@@ -73,7 +118,11 @@ pub fn udp_kilopackets(path: Path<'_>, period: Duration) -> Result<f64> {
         scope.spawn(|| {
             hold_on(0);
             while !ending.load(Ordering::Relaxed) {
-                let _ = sender.send(&[0; SMALL]);
+                if flood.a_call > 1 {
+                    let _ = segments.try_send(UdpSockRef::from(&sender), &together);
+                } else {
+                    let _ = sender.send(&handed_over);
+                }
             }
         });
         pause(WARM_UP);

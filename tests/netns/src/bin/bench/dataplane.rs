@@ -96,21 +96,32 @@ impl HandMade {
 
 /// Two nodes of ours, with a pod each.
 pub(crate) struct Ours {
+    hosts: [Arc<Host>; 2],
     nodes: [Arc<Netns>; 2],
     pods: [Pod; 2],
 }
 
 impl Ours {
     pub(crate) fn set_up(lab: &Lab) -> Result<Self> {
-        let hosts = pair(lab, "weave")?;
-        hosts[0].launch(&AgentOptions::founder(2, &[&hosts[1]]))?;
-        hosts[1].launch(&AgentOptions::founder(2, &[&hosts[0]]))?;
+        Self::with(lab, "weave", |options| options)
+    }
+
+    /// The same under another name and with flags of one's choice.
+    pub(crate) fn with(lab: &Lab, name: &str, choose: impl Fn(AgentOptions) -> AgentOptions) -> Result<Self> {
+        let hosts = pair(lab, name)?;
+        hosts[0].launch(&choose(AgentOptions::founder(2, &[&hosts[1]])))?;
+        hosts[1].launch(&choose(AgentOptions::founder(2, &[&hosts[0]])))?;
         hosts.iter().try_for_each(|host| host.wait_ready())?;
         hosts[0].wait_connected(&[&hosts[1]])?;
         let pods = [hosts[0].pod("a")?, hosts[1].pod("b")?];
         let nodes = [hosts[0].ns()?, hosts[1].ns()?];
         nodes.iter().try_for_each(|node| load_nat(node, UNIVERSE))?;
-        Ok(Self { nodes, pods })
+        Ok(Self { hosts, nodes, pods })
+    }
+
+    /// Its hosts.
+    pub(crate) const fn hosts(&self) -> &[Arc<Host>; 2] {
+        &self.hosts
     }
 
     /// Its nodes.

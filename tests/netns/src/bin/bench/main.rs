@@ -53,7 +53,7 @@ usage: bench [--rounds N] [--output FILE] [PART…]
 parts: handmade   the hand-made network against the underlay (needs no agent; not among the defaults)
        dataplane  TCP, UDP and round trips of ours against the hand-made network
        cni        ADD and DEL against Debian's bridge and host-local plugins
-       tunnels    sleeve, quic and relay against fastdp, boringtun and wireguard-go (not among the defaults)
+       tunnels    sleeve, quic and relay against fastdp, boringtun and wireguard-go
        rest       memory and processor time of an agent at rest against its budgets";
 
 fn main() -> ExitCode {
@@ -105,7 +105,7 @@ fn plan(mut arguments: impl Iterator<Item = String>) -> Result<Plan> {
         }
     }
     if plan.parts.is_empty() {
-        plan.parts = vec![Part::DataPlane, Part::Attachment, Part::Rest];
+        plan.parts = vec![Part::DataPlane, Part::Tunnels, Part::Attachment, Part::Rest];
     }
     Ok(plan)
 }

@@ -1,24 +1,27 @@
 //! Tunnels in user space: sleeve, QUIC and relay against fastdp, and against other people's.
 //!
-//! Ours are driven by a rig with fixed keys (`agent/examples/tunnel_rig.rs`), so that a row measures one carrier and
-//! no choice; fastdp is that of real agents. Every node of a tunnel has the pods, the NAT table and the cable of the
-//! others. A tool that is not installed has no row.
+//! fastdp and sleeve are real agents, which differ in `--methods` alone; the others are laid by hand ([`laid`]). Every
+//! node has the pods, the NAT table and the cable of the others, and all of them take turns. A tool that is not
+//! installed has no row.
 
-use std::net::Ipv4Addr;
-use std::process::{Child, Stdio};
+mod calls;
+mod laid;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, ensure};
+use weave_netns::Lab;
 use weave_netns::command;
 use weave_netns::host::UPLINK;
-use weave_netns::measure::{self, Path};
+use weave_netns::measure::{self, Flood, Path, RoundTrips};
 use weave_netns::ns::Netns;
 use weave_netns::settings::Settings;
 use weave_netns::wait::eventually;
-use weave_netns::{Host, HostOptions, Lab};
 
-use crate::dataplane::{Ours, PERIOD, load_nat, tunnel_offload};
+use self::calls::Calls;
+use self::laid::{Kind, Tunnel};
+use crate::dataplane::{Ours, PERIOD, tunnel_offload};
 use crate::rows::{Goal, Row};
 
 /// Sleeve's part of fastdp's speed, with a cable that segments and with one that does not.
@@ -31,225 +34,23 @@ const RELAY_SHARE: f64 = 0.4;
 /// Times the others' speed that sleeve must have: what fastdp's share comes to where fastdp is as fast as it should be.
 const TIMES_BORINGTUN: f64 = 16.0;
 const TIMES_WIREGUARD_GO: f64 = 2.3;
-/// Sleeve's part of what fastdp delivers of a flood of smallest packets.
+/// Sleeve's part of what fastdp delivers of a flood, and of one that the sender leaves to the kernel to cut.
 const UDP_SHARE: f64 = 0.7;
+const UDP_SHARE_UNCUT: f64 = 1.0;
 /// Microseconds that sleeve may add to an idle round trip, and to the slowest hundredth beside a stream.
 const ADDED_IDLE: f64 = 50.0;
 const ADDED_LOADED: f64 = 2000.0;
+/// System calls of a node for thousand packets of a stream.
+const CALLS: f64 = 60.0;
 
-/// The underlay's 1500 less what a tunnel adds: a relayed record, WireGuard over IPv6.
-const RELAYED_MTU: u32 = 1400;
-const SLEEVE_MTU: u32 = 1440;
-const QUIC_MTU: u32 = 1380;
-const WIREGUARD_MTU: u32 = 1420;
-/// The longest UDP payload that the underlay takes.
-const RECORD: &str = "1472";
+/// The content of a flood's packets, and how many fit one call of a sender that has them cut.
+const FLOOD: Flood = Flood { len: 1200, a_call: 1 };
+const FLOOD_UNCUT: Flood = Flood { len: 1200, a_call: 50 };
+/// What a packet of a stream carries through sleeve: the underlay's 1500, less 60 of the tunnel, and 52 of IPv4 and TCP.
+const STREAM_PAYLOAD: f64 = 1388.0;
 
-/// How a pair of nodes is joined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Sleeve,
-    Quic,
-    /// By way of a third node.
-    Relay,
-    Boringtun,
-    WireguardGo,
-}
-
-impl Kind {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Sleeve => "sl",
-            Self::Quic => "qu",
-            Self::Relay => "re",
-            Self::Boringtun => "bt",
-            Self::WireguardGo => "go",
-        }
-    }
-
-    const fn mtu(self) -> u32 {
-        match self {
-            Self::Sleeve => SLEEVE_MTU,
-            Self::Quic => QUIC_MTU,
-            Self::Relay => RELAYED_MTU,
-            Self::Boringtun | Self::WireguardGo => WIREGUARD_MTU,
-        }
-    }
-
-    /// The program that a WireGuard of this kind is.
-    const fn program(self) -> Option<&'static str> {
-        match self {
-            Self::Boringtun => Some("boringtun-cli"),
-            Self::WireguardGo => Some("wireguard-go"),
-            Self::Sleeve | Self::Quic | Self::Relay => None,
-        }
-    }
-}
-
-/// A program that ends with its owner.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Two nodes joined by a tunnel, with a pod each.
-struct Tunnel {
-    nodes: Vec<Arc<Netns>>,
-    pods: [Netns; 2],
-    _hosts: Vec<Arc<Host>>,
-    _running: Vec<Running>,
-}
-
-const fn outer(network: u8, node: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 168, network, node)
-}
-
-const fn pod_address(node: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 48, node, 2)
-}
-
-impl Tunnel {
-    fn set_up(lab: &Lab, kind: Kind) -> Result<Self> {
-        let ends: &[u8] = if kind == Kind::Relay { &[1, 3, 2] } else { &[1, 2] };
-        let make = |&node: &u8| {
-            let name = format!("{}-{node}", kind.name());
-            lab.host_with(HostOptions::new(&name).without_uplink())
-        };
-        let hosts = ends.iter().map(make).collect::<Result<Vec<_>>>()?;
-        let nodes = hosts.iter().map(|host| host.ns()).collect::<Result<Vec<_>>>()?;
-        cable(&nodes[0], UPLINK, &nodes[1], UPLINK, (77, ends[0], ends[1]))?;
-        if let [_, middle, far] = nodes.as_slice() {
-            cable(middle, "uplink2", far, UPLINK, (78, ends[1], ends[2]))?;
-        }
-        let mut running = Vec::new();
-        match kind {
-            Kind::Sleeve | Kind::Quic => {
-                let way = if kind == Kind::Quic { "quic" } else { "udp" };
-                running.push(rig(lab, &nodes[0], 1, &[peer(2, outer(77, 2), way)])?);
-                running.push(rig(lab, &nodes[1], 2, &[peer(1, outer(77, 1), way)])?);
-            }
-            Kind::Relay => {
-                let nowhere = Ipv4Addr::UNSPECIFIED;
-                let (one, two) = (peer(1, outer(77, 1), "udp"), peer(2, outer(78, 2), "udp"));
-                running.push(rig(lab, &nodes[1], 3, &[one, two])?);
-                let (by, far) = (peer(3, outer(77, 3), "udp"), peer(2, nowhere, "via-3"));
-                running.push(rig(lab, &nodes[0], 1, &[by, far])?);
-                let (by, far) = (peer(3, outer(78, 3), "udp"), peer(1, nowhere, "via-3"));
-                running.push(rig(lab, &nodes[2], 2, &[by, far])?);
-            }
-            Kind::Boringtun | Kind::WireguardGo => running = wireguard(lab, kind, &nodes)?,
-        }
-        let device = |node: u8| {
-            if kind.program().is_some() { format!("{}{node}", kind.name()) } else { TUN.to_owned() }
-        };
-        let last = nodes.len() - 1;
-        let pods = [
-            pod(&hosts[0], (1, 2), &device(1), kind.mtu())?,
-            pod(&hosts[last], (2, 1), &device(2), kind.mtu())?,
-        ];
-        nodes.iter().try_for_each(|node| load_nat(node, "10.48.0.0/16"))?;
-        let tunnel = Self { nodes, pods, _hosts: hosts, _running: running };
-        let ping = format!("ping -c 1 -W 1 {}", pod_address(2));
-        eventually(PATIENCE, &format!("{kind:?} carries packets"), || tunnel.pods[0].run(&ping).map(drop))?;
-        Ok(tunnel)
-    }
-
-    fn path(&self) -> Path<'_> {
-        Path { from: &self.pods[0], to: &self.pods[1], address: pod_address(2) }
-    }
-}
-
-/// How long a tunnel may take to carry its first packet.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The device of the rig.
-const TUN: &str = "weave-tun";
-
-/// A peer for the rig's command line.
-fn peer(number: u8, outer: Ipv4Addr, way: &str) -> String {
-    format!("{number},{outer},{way},10.48.{number}.0/24,10.48.0.{number}/32")
-}
-
-fn rig(lab: &Lab, node: &Netns, number: u8, peers: &[String]) -> Result<Running> {
-    let program = lab.settings().binary("examples/tunnel_rig")?;
-    let fixed = [number.to_string(), TUN.to_owned(), RECORD.to_owned(), "1".to_owned(), "aes128".to_owned()];
-    let mut command = command::words(program, fixed.iter().chain(peers));
-    command.stdout(Stdio::null()).stdin(Stdio::null());
-    let running = Running(node.start(command)?);
-    eventually(PATIENCE, "the rig has its device", || node.ip(&format!("link show {TUN}")).map(drop))?;
-    Ok(running)
-}
-
-fn wireguard(lab: &Lab, kind: Kind, nodes: &[Arc<Netns>]) -> Result<Vec<Running>> {
-    let program = kind.program().context("a WireGuard has a program")?;
-    let mut running = Vec::new();
-    let mut keys = Vec::new();
-    for (node, number) in nodes.iter().zip(1_u8..) {
-        let device = format!("{}{number}", kind.name());
-        let mut command = if kind == Kind::Boringtun {
-            command::words(program, ["--foreground", "--disable-drop-privileges", &device])
-        } else {
-            command::words(program, ["-f", &device])
-        };
-        command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
-        running.push(Running(node.start(command)?));
-        eventually(PATIENCE, &format!("{program} has its device"), || {
-            node.ip(&format!("link show {device}")).map(drop)
-        })?;
-        let private = node.run("wg genkey")?;
-        let file = lab.scratch().join(format!("{device}.key"));
-        std::fs::write(&file, &private)?;
-        node.run(&format!("wg set {device} listen-port 51820 private-key {}", file.display()))?;
-        keys.push(node.succeed(command::words("wg", ["pubkey"]), &private)?.trim().to_owned());
-    }
-    for (node, number) in nodes.iter().zip(1_u8..) {
-        let (device, other) = (format!("{}{number}", kind.name()), 3 - number);
-        let key = &keys[usize::from(other) - 1];
-        node.run(&format!(
-            "wg set {device} peer {key} endpoint {}:51820 allowed-ips 10.48.{other}.0/24",
-            outer(77, other)
-        ))?;
-    }
-    Ok(running)
-}
-
-/// Joins two nodes. The network and their numbers make the addresses.
-fn cable(a: &Netns, a_link: &str, b: &Netns, b_link: &str, (network, one, two): (u8, u8, u8)) -> Result<()> {
-    a.ip(&format!("link add {a_link} type veth peer name {b_link} netns {}", b.name()))?;
-    for (node, link, number) in [(a, a_link, one), (b, b_link, two)] {
-        let address = outer(network, number);
-        node.ip_batch(&format!("addr add {address}/24 dev {link}\nlink set {link} up\n"))?;
-    }
-    Ok(())
-}
-
-/// A pod behind a node, and the node's way to the pods of the other.
-fn pod(host: &Host, (number, other): (u8, u8), device: &str, mtu: u32) -> Result<Netns> {
-    let (node, pod) = (host.ns()?, host.bare_pod(&format!("p{number}"))?);
-    let address = pod_address(number);
-    node.sysctl("net.ipv4.ip_forward", "1")?;
-    node.ip_batch(&format!(
-        "link set {device} mtu {mtu} up\n\
-         link add pod0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
-         addr add 10.48.{number}.1/32 dev pod0\n\
-         link set pod0 up\n\
-         route add {address}/32 dev pod0\n\
-         route add 10.48.{other}.0/24 dev {device}\n",
-        pod.name()
-    ))?;
-    pod.ip_batch(&format!(
-        "addr add {address}/32 dev eth0\n\
-         link set eth0 up\n\
-         route add 10.48.{number}.1/32 dev eth0\n\
-         route add default via 10.48.{number}.1\n"
-    ))?;
-    Ok(pod)
-}
+/// How long agents may take to agree on a method.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether a program can be started.
 fn is_installed(program: &str) -> bool {
@@ -257,7 +58,11 @@ fn is_installed(program: &str) -> bool {
 }
 
 /// One value a path, round by round, in changing order.
-fn turns(rounds: usize, paths: &[Path<'_>], take: impl Fn(Path<'_>) -> Result<f64>) -> Result<Vec<Vec<f64>>> {
+fn turns<T: Clone>(
+    rounds: usize,
+    paths: &[Path<'_>],
+    take: impl Fn(Path<'_>) -> Result<T>,
+) -> Result<Vec<Vec<T>>> {
     let mut samples = vec![Vec::new(); paths.len()];
     for round in 0..rounds {
         for turn in 0..paths.len() {
@@ -272,61 +77,158 @@ fn tcp(path: Path<'_>) -> Result<f64> {
     measure::tcp_gigabits(path, 1, PERIOD)
 }
 
+/// All that is compared.
+struct Field {
+    fastdp: Ours,
+    sleeve: Ours,
+    quic: Tunnel,
+    relay: Tunnel,
+    boringtun: Option<Tunnel>,
+    wireguard_go: Option<Tunnel>,
+}
+
+impl Field {
+    fn set_up(lab: &Lab) -> Result<Self> {
+        let fastdp = Ours::set_up(lab)?;
+        let sleeve = Ours::with(lab, "sleeve", |options| options.flag("--methods=sleeve"))?;
+        eventually(PATIENCE, "the agents use sleeve", || {
+            let connections = sleeve.hosts()[0].status(&["connections"])?;
+            ensure!(connections[0]["method"]["name"] == "sleeve", "{connections}");
+            Ok(())
+        })?;
+        let other = |kind: Kind| {
+            let here = kind.program().is_some_and(is_installed) && is_installed("wg");
+            here.then(|| Tunnel::set_up(lab, kind)).transpose()
+        };
+        Ok(Self {
+            fastdp,
+            sleeve,
+            quic: Tunnel::set_up(lab, Kind::Quic)?,
+            relay: Tunnel::set_up(lab, Kind::Relay)?,
+            boringtun: other(Kind::Boringtun)?,
+            wireguard_go: other(Kind::WireguardGo)?,
+        })
+    }
+
+    /// fastdp, sleeve, QUIC, relay, and the others that are there.
+    fn paths(&self) -> Vec<Path<'_>> {
+        let ours = [self.fastdp.path(), self.sleeve.path(), self.quic.path(), self.relay.path()];
+        ours.into_iter().chain(self.others().map(|(_, tunnel)| tunnel.path())).collect()
+    }
+
+    /// In the order of [`Self::paths`], by name, with what sleeve's speed is to be over theirs.
+    fn others(&self) -> impl Iterator<Item = ((&'static str, f64), &Tunnel)> {
+        let boringtun = self.boringtun.iter().map(|tunnel| (("boringtun", TIMES_BORINGTUN), tunnel));
+        let wireguard_go =
+            self.wireguard_go.iter().map(|tunnel| (("wireguard_go", TIMES_WIREGUARD_GO), tunnel));
+        boringtun.chain(wireguard_go)
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Netns> {
+        let laid = [&self.quic, &self.relay].into_iter().chain(self.others().map(|(_, tunnel)| tunnel));
+        let ours = self.fastdp.nodes().chain(self.sleeve.nodes());
+        ours.chain(laid.flat_map(|tunnel| &tunnel.nodes)).map(Arc::as_ref)
+    }
+
+    /// fastdp and sleeve.
+    fn two(&self) -> [Path<'_>; 2] {
+        [self.fastdp.path(), self.sleeve.path()]
+    }
+}
+
 /// All rows.
 pub(crate) fn measure(settings: &Settings, rounds: usize) -> Result<Vec<Row>> {
     let lab = Lab::new(settings)?;
-    let fastdp = Ours::set_up(&lab)?;
-    let [sleeve, quic, relay] = [
-        Tunnel::set_up(&lab, Kind::Sleeve)?,
-        Tunnel::set_up(&lab, Kind::Quic)?,
-        Tunnel::set_up(&lab, Kind::Relay)?,
-    ];
-    let mut rows = throughput(rounds, &fastdp, [&sleeve, &quic, &relay])?;
-    rows.extend(packets(rounds, &fastdp, &sleeve)?);
-    for (kind, row, times) in [
-        (Kind::Boringtun, "sleeve_vs_boringtun_tcp1", TIMES_BORINGTUN),
-        (Kind::WireguardGo, "sleeve_vs_wireguard_go_tcp1", TIMES_WIREGUARD_GO),
-    ] {
-        let here = kind.program().is_some_and(is_installed) && is_installed("wg");
-        if here {
-            let other = Tunnel::set_up(&lab, kind)?;
-            let samples = turns(rounds, &[sleeve.path(), other.path()], tcp)?;
-            rows.push(Row::paired(row, "Gb/s", Goal::AtLeast(times), &samples[0], &samples[1]));
-        }
-    }
+    let field = Field::set_up(&lab)?;
+    let mut rows = throughput(&field, rounds)?;
+    rows.extend(floods(&field, rounds)?);
+    rows.extend(round_trips(&field, rounds)?);
+    rows.extend(system_calls(&field, rounds)?);
     Ok(rows)
 }
 
-fn throughput(rounds: usize, fastdp: &Ours, [sleeve, quic, relay]: [&Tunnel; 3]) -> Result<Vec<Row>> {
-    let paths = [fastdp.path(), sleeve.path(), quic.path(), relay.path()];
-    let with = turns(rounds, &paths, tcp)?;
-    let nodes: Vec<&Netns> =
-        fastdp.nodes().chain(sleeve.nodes.iter()).chain(quic.nodes.iter()).map(Arc::as_ref).collect();
-    nodes.iter().try_for_each(|node| cable_offload(node, "off"))?;
-    let without = turns(rounds, &paths[..3], tcp)?;
-    nodes.iter().try_for_each(|node| cable_offload(node, "on"))?;
-    let row = |name, goal, ours, reference| Row::paired(name, "Gb/s", goal, ours, reference);
-    Ok(vec![
+fn throughput(field: &Field, rounds: usize) -> Result<Vec<Row>> {
+    let with = turns(rounds, &field.paths(), tcp)?;
+    field.nodes().try_for_each(|node| cable_offload(node, "off"))?;
+    let without = turns(rounds, &field.paths(), tcp)?;
+    field.nodes().try_for_each(|node| cable_offload(node, "on"))?;
+    let row = |name: &str, goal, ours, reference| Row::paired(name, "Gb/s", goal, ours, reference);
+    let mut rows = vec![
         row("sleeve_tcp1", Goal::AtLeast(SLEEVE_SHARE), &with[1], &with[0]),
         row("quic_tcp1", Goal::AtLeast(QUIC_SHARE), &with[2], &with[0]),
         row("relay_tcp1", Goal::AtLeast(RELAY_SHARE), &with[3], &with[1]),
         row("sleeve_tcp1_nooffload", Goal::AtLeast(SLEEVE_SHARE_NO_OFFLOAD), &without[1], &without[0]),
         row("quic_tcp1_nooffload", Goal::None, &without[2], &without[0]),
-    ])
+        row("relay_tcp1_nooffload", Goal::None, &without[3], &without[1]),
+    ];
+    for (place, ((name, times), _)) in (4..).zip(field.others()) {
+        let goal = Goal::AtLeast(times);
+        rows.push(row(&format!("sleeve_vs_{name}_tcp1"), goal, &with[1], &with[place]));
+        rows.push(row(&format!("sleeve_vs_{name}_tcp1_nooffload"), Goal::None, &without[1], &without[place]));
+    }
+    Ok(rows)
 }
 
-fn packets(rounds: usize, fastdp: &Ours, sleeve: &Tunnel) -> Result<Vec<Row>> {
-    let paths = [fastdp.path(), sleeve.path()];
-    let udp = turns(rounds, &paths, |path| measure::udp_kilopackets(path, PERIOD))?;
-    let idle = turns(rounds, &paths, |path| Ok(measure::round_trips(path, PERIOD)?.p50))?;
-    let loaded = turns(rounds, &paths, |path| Ok(measure::round_trips_loaded(path, PERIOD)?.p99))?;
-    let added = |samples: &[Vec<f64>]| -> Vec<f64> {
-        samples[1].iter().zip(&samples[0]).map(|(ours, fastdp)| ours - fastdp).collect()
+fn floods(field: &Field, rounds: usize) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (name, flood, goal) in [
+        ("sleeve_udp_pps", FLOOD, Goal::AtLeast(UDP_SHARE)),
+        ("sleeve_udp_pps_gso", FLOOD_UNCUT, Goal::AtLeast(UDP_SHARE_UNCUT)),
+        ("sleeve_udp_pps_smallest", Flood::SMALLEST, Goal::None),
+    ] {
+        let rates = turns(rounds, &field.two(), |path| measure::udp_flood(path, flood, PERIOD))?;
+        rows.push(Row::paired(name, "kpps", goal, &rates[1], &rates[0]));
+    }
+    Ok(rows)
+}
+
+/// One of the values of a measurement.
+type Value = fn(&RoundTrips) -> f64;
+
+fn round_trips(field: &Field, rounds: usize) -> Result<Vec<Row>> {
+    let idle = turns(rounds, &field.paths(), |path| measure::round_trips(path, PERIOD))?;
+    let loaded = turns(rounds, &field.paths(), |path| measure::round_trips_loaded(path, PERIOD))?;
+    let values =
+        |trips: &[RoundTrips], value: fn(&RoundTrips) -> f64| trips.iter().map(value).collect::<Vec<_>>();
+    let row = |name: &str, trips: &[Vec<RoundTrips>], place: usize, value| {
+        let (ours, fastdp) = (values(&trips[place], value), values(&trips[0], value));
+        Row::paired(name, "us", Goal::None, &ours, &fastdp)
     };
+    let added = |name, trips: &[Vec<RoundTrips>], value: fn(&RoundTrips) -> f64, budget| {
+        let pairs = trips[1].iter().zip(&trips[0]);
+        let added: Vec<_> = pairs.map(|(ours, fastdp)| value(ours) - value(fastdp)).collect();
+        Row::budget(name, "us", &added, budget)
+    };
+    let (p50, p99): (Value, Value) = (|trips| trips.p50, |trips| trips.p99);
+    let mut rows = vec![
+        added("sleeve_rtt_added", &idle, p50, ADDED_IDLE),
+        added("sleeve_rtt_p99_loaded", &loaded, p99, ADDED_LOADED),
+    ];
+    let others = field.others().map(|((name, _), _)| name);
+    for (place, name) in ["sleeve", "quic", "relay"].into_iter().chain(others).enumerate() {
+        rows.push(row(&format!("{name}_rtt"), &idle, place + 1, p50));
+        rows.push(row(&format!("{name}_rtt_loaded"), &loaded, place + 1, p50));
+        rows.push(row(&format!("{name}_rtt_loaded_p99"), &loaded, place + 1, p99));
+    }
+    Ok(rows)
+}
+
+/// Both ends of one stream at once; the row that has a goal is of the end with more.
+fn system_calls(field: &Field, rounds: usize) -> Result<Vec<Row>> {
+    let (mut sender, mut receiver) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let [here, there] = field.sleeve.hosts();
+        let (sends, receives) = (Calls::of(here)?, Calls::of(there)?);
+        let thousands = measure::tcp_bytes(field.sleeve.path(), PERIOD)? / STREAM_PAYLOAD / 1e3;
+        sender.push(sends.finish()? / thousands);
+        receiver.push(receives.finish()? / thousands);
+    }
+    let most: Vec<_> = sender.iter().zip(&receiver).map(|(one, other)| one.max(*other)).collect();
+    let row = |name, calls: &[f64]| Row::budget(name, "/1000", calls, CALLS);
     Ok(vec![
-        Row::paired("sleeve_udp_pps", "kpps", Goal::AtLeast(UDP_SHARE), &udp[1], &udp[0]),
-        Row::budget("sleeve_rtt_added", "us", &added(&idle), ADDED_IDLE),
-        Row::budget("sleeve_rtt_p99_loaded", "us", &added(&loaded), ADDED_LOADED),
+        row("sleeve_syscalls", &most),
+        row("sleeve_syscalls_sender", &sender),
+        row("sleeve_syscalls_receiver", &receiver),
     ])
 }
 
