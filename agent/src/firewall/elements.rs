@@ -81,14 +81,25 @@ pub enum Set {
     Peers6,
     /// Tunnel end point's MAC and address range of each peer: what may come out of the tunnel.
     Sources,
+    /// Tunnel end point's MAC of each peer and the first address of each whole block ([`super::block_mask`]) of its
+    /// ranges. What is here is also in [`Set::Sources`], and is found here much faster.
+    Blocks,
     /// Addresses of this node's pods that are not of the universe.
     Guests,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Pods, Self::PortMacs, Self::Ports, Self::Peers4, Self::Peers6, Self::Sources, Self::Guests];
+    pub const ALL: [Self; 8] = [
+        Self::Pods,
+        Self::PortMacs,
+        Self::Ports,
+        Self::Peers4,
+        Self::Peers6,
+        Self::Sources,
+        Self::Blocks,
+        Self::Guests,
+    ];
 
     /// The set's name.
     #[must_use]
@@ -100,20 +111,25 @@ impl Set {
             Self::Peers4 => "peers4",
             Self::Peers6 => "peers6",
             Self::Sources => "sources",
+            Self::Blocks => "blocks",
             Self::Guests => "guests",
         }
     }
 
-    /// The set's type, in nft's words.
+    /// The set's type, in nft's words. With a size the kernel takes a table that does not grow, which is faster; a
+    /// full one refuses, so the sizes are far above what can be: of peers more than a mesh has, of blocks twice what is
+    /// ever asked for, since new ones come before old ones go.
     #[must_use]
     pub const fn type_text(self) -> &'static str {
         match self {
             Self::Pods => "type ifname . ether_addr . ipv4_addr",
             Self::PortMacs => "type ifname . ether_addr",
             Self::Ports => "type ifname",
-            Self::Peers4 | Self::Guests => "type ipv4_addr",
+            Self::Peers4 => "type ipv4_addr; size 8192",
+            Self::Guests => "type ipv4_addr",
             Self::Peers6 => "type ipv6_addr",
             Self::Sources => "type ether_addr . ipv4_addr; flags interval",
+            Self::Blocks => "type ether_addr . ipv4_addr; size 1024",
         }
     }
 
@@ -122,7 +138,7 @@ impl Set {
     pub const fn family(self) -> Family {
         match self {
             Self::Pods | Self::PortMacs | Self::Ports => Family::Bridge,
-            Self::Peers4 | Self::Peers6 | Self::Sources | Self::Guests => Family::Inet,
+            Self::Peers4 | Self::Peers6 | Self::Sources | Self::Blocks | Self::Guests => Family::Inet,
         }
     }
 }
@@ -163,6 +179,13 @@ pub enum Element {
         first: Ipv4Addr,
         /// The last address.
         last: Ipv4Addr,
+    },
+    /// A whole block of addresses that a peer's packets may come from.
+    Block {
+        /// The peer's tunnel end point.
+        mac: Mac,
+        /// The block's first address.
+        first: Ipv4Addr,
     },
     /// The address of a pod of this node that is not of the universe.
     Guest(Ipv4Addr),
@@ -223,6 +246,7 @@ impl Element {
             Self::Peer4(_) => Set::Peers4,
             Self::Peer6(_) => Set::Peers6,
             Self::Source { .. } => Set::Sources,
+            Self::Block { .. } => Set::Blocks,
             Self::Guest(_) => Set::Guests,
         }
     }
@@ -238,6 +262,7 @@ impl Element {
             Self::Port { port } => name_field(port),
             Self::Peer4(address) | Self::Guest(address) => address.octets().to_vec(),
             Self::Peer6(address) => address.octets().to_vec(),
+            Self::Block { mac, first } => [mac_field(*mac), first.octets().to_vec()].concat(),
             Self::Source { mac, first, last } => {
                 let field = |address: &Ipv4Addr| [mac_field(*mac), address.octets().to_vec()].concat();
                 return RawElement { key: field(first), end: field(last) };
@@ -256,6 +281,7 @@ impl fmt::Display for Element {
             Self::Port { port } => write!(f, "\"{port}\""),
             Self::Peer4(address) | Self::Guest(address) => write!(f, "{address}"),
             Self::Peer6(address) => write!(f, "{address}"),
+            Self::Block { mac, first } => write!(f, "{mac} . {first}"),
             Self::Source { mac, first, last } if first == last => write!(f, "{mac} . {first}"),
             Self::Source { mac, first, last } => write!(f, "{mac} . {first}-{last}"),
         }

@@ -29,9 +29,10 @@ pub mod render;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 
-use weave_proto::Span;
 use weave_proto::local::cni::PodPort;
+use weave_proto::{Cidr, Span};
 
 pub use elements::{Element, Family, RawElement, Set};
 pub use inspect::{Count, Counters};
@@ -94,6 +95,9 @@ pub enum Change {
     },
 }
 
+/// As many blocks are let in by one look-up: twice what one universe has, and half of what the set holds.
+const BLOCKS_AT_MOST: usize = 512;
+
 /// The tables for a state.
 #[must_use]
 pub fn desired(state: &NodeState) -> Desired {
@@ -105,13 +109,19 @@ pub fn desired(state: &NodeState) -> Desired {
     for element in elements {
         sets.entry(element.set()).or_default().insert(element);
     }
+    if let Some(blocks) = sets.get_mut(&Set::Blocks) {
+        // More than the universe has is only while peers contradict each other; the rest goes the longer way.
+        if let Some(surplus) = blocks.iter().nth(BLOCKS_AT_MOST).cloned() {
+            drop(blocks.split_off(&surplus));
+        }
+    }
     Desired { facts, text, sets }
 }
 
 /// What lets a pod's packets in.
 pub fn pod_elements(pod: &PodPort) -> impl Iterator<Item = Element> + use<> {
     let (port, mac) = (pod.host_interface.clone(), Mac(pod.mac));
-    let std::net::IpAddr::V4(address) = pod.address else { return Vec::new().into_iter() };
+    let IpAddr::V4(address) = pod.address else { return Vec::new().into_iter() };
     vec![
         Element::Pod { port: port.clone(), mac, address },
         Element::PortMac { port: port.clone(), mac },
@@ -122,7 +132,7 @@ pub fn pod_elements(pod: &PodPort) -> impl Iterator<Item = Element> + use<> {
 
 /// What has a pod's packets to the outside masqueraded although its address is not of the universe.
 pub fn guest(pod: &PodPort) -> Option<Element> {
-    if let std::net::IpAddr::V4(address) = pod.address { Some(Element::Guest(address)) } else { None }
+    if let IpAddr::V4(address) = pod.address { Some(Element::Guest(address)) } else { None }
 }
 
 /// What lets a peer's packets in: its underlay address outside, its ranges inside.
@@ -132,11 +142,39 @@ fn peer_elements(state: &NodeState) -> impl Iterator<Item = Element> + '_ {
         let mut spans: Vec<Span> = path.ranges.iter().copied().map(Span::from).collect();
         // The peer's own address is normally in one of its ranges, but need not stay there when ranges move.
         spans.extend(Span::new(path.overlay, path.overlay));
-        merged(spans)
+        let spans = merged(spans);
+        let blocks: Vec<_> = spans.iter().flat_map(|&span| whole_blocks(state.universe, span)).collect();
+        spans
             .into_iter()
             .filter_map(move |span| Element::source(mac, span))
+            .chain(blocks.into_iter().map(move |first| Element::Block { mac, first }))
             .chain(std::iter::once(Element::peer(path.underlay)))
     })
+}
+
+/// The bits of an address that tell its block: the universe is cut into 256 blocks of equal size, so that whole ones
+/// can be looked up as one value, where a range of any length needs a search. Peers own runs of them as long as the
+/// range is not cut into smaller parts.
+#[must_use]
+pub fn block_mask(universe: Cidr) -> Ipv4Addr {
+    Ipv4Addr::from(!block_rest(universe))
+}
+
+/// The bits of an address within its block.
+fn block_rest(universe: Cidr) -> u32 {
+    u32::MAX.checked_shr(u32::from(universe.prefix()) + 8).unwrap_or(0)
+}
+
+/// The first addresses of the blocks that lie in a span as a whole.
+fn whole_blocks(universe: Cidr, span: Span) -> Vec<Ipv4Addr> {
+    let (IpAddr::V4(first), IpAddr::V4(last)) = (span.first(), span.last()) else { return Vec::new() };
+    let (first, last) = (u64::from(u32::from(first)), u64::from(u32::from(last)));
+    let rest = u64::from(block_rest(universe));
+    let starts = std::iter::successors(Some((first + rest) & !rest), |start| Some(start + rest + 1));
+    starts
+        .take_while(|start| start + rest <= last)
+        .filter_map(|start| u32::try_from(start).ok().map(Ipv4Addr::from))
+        .collect()
 }
 
 /// The same addresses in the fewest spans: an interval set refuses overlapping elements.

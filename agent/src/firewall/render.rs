@@ -31,10 +31,12 @@
 //! - A packet for the universe leaves by a device of the overlay or not at all. This is asked in `postrouting`,
 //!   which forwarded and local packets both pass, rather than in `forward` and `output`: a local packet to a Service
 //!   is translated in `output` and only then routed anew, while rules of `output` still see the first route's device.
-//! - Every packet of the machine passes these chains, those of the overlay several times on its way, so the common
-//!   case comes first and asks little: devices are known by their group, one number, and a peer's VXLAN packet is let
-//!   in before anything else is asked. The names follow as a second question, for the moment in which somebody has
-//!   changed a device's group: then it costs a little more, and nothing is let through.
+//! - Every packet of the machine passes these chains, those of the overlay several times on its way. What costs is
+//!   less what a rule asks than where it lies: each chain that a packet is sent to is memory that must be fetched. So
+//!   the common cases are whole rules in the first chain that end there, and devices are known by their group, one
+//!   number. What no such rule has accepted is asked everything again, slowly; the names follow as a second question
+//!   after the groups, for the moment in which somebody has changed a device's group: then it costs a little more, and
+//!   nothing is let through.
 //! - Source addresses: what enters the tunnel from outside the universe gets the node's overlay address, which the
 //!   peers route back through the tunnel. A fixed address, decided before kube-proxy's MASQUERADE (priority 100):
 //!   masquerading would choose the underlay's address where the route changed after the choice of the source, and
@@ -49,8 +51,8 @@ use std::net::IpAddr;
 
 use weave_proto::Cidr;
 
-use super::Desired;
 use super::elements::{Element, Family, Set, TABLE};
+use super::{Desired, block_mask};
 use crate::net::NodeState;
 use crate::net::names::{
     BRIDGE, BRIDGE_GROUP, Mac, PORT_PREFIX, TUN, TUNNEL_GROUP, VXLAN, VXLAN_PORT, VXLAN6,
@@ -201,11 +203,24 @@ impl Facts {
     }
 
     fn tunnel(&self, text: &mut Text) {
+        let (peers4, peers6) = (Set::Peers4.name(), Set::Peers6.name());
+        // The second half of a transport header's first word, whatever the protocol: a packet that is taken for
+        // VXLAN by accident (of ICMP it is the checksum) only goes the longer way.
+        let not_vxlan = format!("@th,16,16 != {VXLAN_PORT}");
+        let from_peer = format!("ether saddr . ip saddr @{}", Set::Sources.name());
         text.block("chain prerouting", |text| {
             text.line("type filter hook prerouting priority raw; policy accept;");
+            text.line(&format!(
+                "iifgroup {TUNNEL_GROUP} ether saddr . ip saddr & {} @{} {not_vxlan} accept",
+                block_mask(self.universe),
+                Set::Blocks.name()
+            ));
+            text.line(&format!("iifgroup {BRIDGE_GROUP} meta pkttype host {not_vxlan} accept"));
+            text.line(&format!(
+                "iifgroup & {GROUPS_MASK:#x} != {BRIDGE_GROUP} udp dport {VXLAN_PORT} ip saddr @{peers4} notrack accept"
+            ));
             text.line(&format!("iifgroup {TUNNEL_GROUP} goto from_tunnel"));
             text.line(&format!("iifgroup {BRIDGE_GROUP} goto from_bridge"));
-            text.line(&format!("udp dport {VXLAN_PORT} ip saddr @{} notrack accept", Set::Peers4.name()));
             text.line(&format!(
                 "iifname vmap {{ \"{BRIDGE}\" : goto from_bridge, \"{VXLAN}\" : goto from_tunnel, \
                  \"{VXLAN6}\" : goto from_tunnel }}"
@@ -229,26 +244,23 @@ impl Facts {
             text.line(&format!("ip daddr != {} {}", self.universe, count_and_drop(Drop::ForgedVxlan)));
         });
         text.block("chain from_tunnel", |text| {
-            text.line(&format!("ether saddr . ip saddr @{} goto to_tunnel", Set::Sources.name()));
+            text.line(&format!("{from_peer} goto to_tunnel"));
             text.line(&count_and_drop(Drop::ForgedSource));
         });
         text.block("chain to_tunnel", |text| {
             text.line(&format!("udp dport {VXLAN_PORT} fib daddr type local goto vxlan"));
         });
         text.block("chain vxlan", |text| {
-            text.line(&format!("ip saddr @{} notrack accept", Set::Peers4.name()));
-            text.line(&format!("ip6 saddr @{} notrack accept", Set::Peers6.name()));
+            text.line(&format!("ip saddr @{peers4} notrack accept"));
+            text.line(&format!("ip6 saddr @{peers6} notrack accept"));
             text.line(&count_and_drop(Drop::ForgedVxlan));
         });
         text.block("chain output", |text| {
             text.line("type filter hook output priority raw; policy accept;");
-            text.line(&format!("udp dport {VXLAN_PORT} goto into_tunnel"));
+            text.line(&format!("udp dport {VXLAN_PORT} ip daddr @{peers4} notrack accept"));
+            text.line(&format!("udp dport {VXLAN_PORT} ip6 daddr @{peers6} notrack accept"));
             // Pods of one node talk through the bridge address on purpose; see sysctl `send_redirects`.
             text.line(&format!("icmp type redirect oifname \"{BRIDGE}\" drop"));
-        });
-        text.block("chain into_tunnel", |text| {
-            text.line(&format!("ip daddr @{} notrack accept", Set::Peers4.name()));
-            text.line(&format!("ip6 daddr @{} notrack accept", Set::Peers6.name()));
         });
     }
 

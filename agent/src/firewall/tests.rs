@@ -95,3 +95,24 @@ fn a_pod_is_admitted_by_port_mac_and_address_together() {
     let sets: Vec<Set> = pod_elements(&pod).map(|element| element.set()).collect();
     assert_eq!(sets, [Set::Pods, Set::PortMacs, Set::Ports]);
 }
+
+#[test]
+fn a_span_holds_the_whole_blocks_between_its_ends() {
+    let universe: Cidr = "10.32.0.0/12".parse().unwrap();
+    assert_eq!(block_mask(universe), Ipv4Addr::new(255, 255, 240, 0));
+    let blocks = |first, last| whole_blocks(universe, span(first, last));
+    let block = |third| Ipv4Addr::new(10, 33, third, 0);
+    assert_eq!(blocks("10.33.0.0", "10.33.47.255"), [block(0), block(16), block(32)]);
+    assert_eq!(blocks("10.33.0.1", "10.33.47.254"), [block(16)]);
+    assert_eq!(blocks("10.33.1.0", "10.33.16.0"), Vec::<Ipv4Addr>::new());
+    assert_eq!(blocks("10.33.0.1", "10.33.0.1"), Vec::<Ipv4Addr>::new());
+    assert_eq!(blocks("10.32.0.0", "10.47.255.255").len(), 256);
+}
+
+#[test]
+fn the_blocks_of_a_small_universe_are_single_addresses() {
+    let universe: Cidr = "10.32.0.0/24".parse().unwrap();
+    assert_eq!(block_mask(universe), Ipv4Addr::new(255, 255, 255, 255));
+    assert_eq!(whole_blocks(universe, span("10.32.0.0", "10.32.0.255")).len(), 256);
+    assert_eq!(whole_blocks("0.0.0.0/0".parse().unwrap(), span("0.0.0.0", "255.255.255.255")).len(), 256);
+}
