@@ -10,6 +10,7 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub(crate) mod udp;
@@ -80,8 +81,9 @@ pub(crate) fn packet_socket(link: u32, ethertype: u16) -> io::Result<AsyncFd<Own
     let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes of `place`, which lives until the call returns.
     checked(unsafe { libc::bind(fd.as_raw_fd(), (&raw const place).cast(), len) })?;
+    // Only to read: the kernel would tell of room to write after each frame sent, a wake-up that nobody waits for.
     // SAFETY: an `OwnedFd` is one and the same open descriptor for as long as it lives.
-    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(|error| error.into_parts().1)
 }
 
 /// Tells the kernel which work on packets may be left to the reader of the device.
