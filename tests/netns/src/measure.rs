@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::ns::Netns;
 use crate::wait::pause;
@@ -63,6 +64,10 @@ pub fn tcp_bytes(path: Path<'_>, period: Duration) -> Result<f64> {
 }
 
 /// A flood of UDP packets.
+///
+/// One sender on one processor makes it: in a lab on one machine the kernel carries a packet through both nodes to the
+/// receiver's socket while the sender's system call lasts, on the sender's processor. That processor is busy all the
+/// time, so that the rate is the inverse of what a packet costs; the receiver, on the other processor, has less to do.
 #[derive(Debug, Clone, Copy)]
 pub struct Flood {
     /// Bytes of a packet's content.
@@ -76,19 +81,22 @@ impl Flood {
     pub const SMALLEST: Self = Self { len: SMALL, a_call: 1 };
 }
 
-/// Thousands of smallest UDP packets a second that arrive.
-///
-/// # Errors
-/// The path does not work.
-pub fn udp_kilopackets(path: Path<'_>, period: Duration) -> Result<f64> {
-    udp_flood(path, Flood::SMALLEST, period)
+/// What became of a flood.
+#[derive(Debug, Clone, Copy)]
+pub struct Flooded {
+    /// Thousands of packets a second that arrive.
+    pub kilopackets: f64,
+    /// What the sender's thread took of its processor for a packet, in nanoseconds: both nodes' work for it, without the
+    /// moments in which the machine did something else. A kernel that counts interrupts apart from threads
+    /// (`CONFIG_IRQ_TIME_ACCOUNTING`) leaves most of it out.
+    pub nanoseconds: f64,
 }
 
-/// Thousands of a flood's packets a second that arrive.
+/// Measures a flood.
 ///
 /// # Errors
 /// The path does not work, or the kernel does not cut what is handed over together.
-pub fn udp_flood(path: Path<'_>, flood: Flood, period: Duration) -> Result<f64> {
+pub fn udp_flood(path: Path<'_>, flood: Flood, period: Duration) -> Result<Flooded> {
     let receiver = path.to.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
     let target = SocketAddr::from((path.address, receiver.local_addr()?.port()));
@@ -115,23 +123,27 @@ pub fn udp_flood(path: Path<'_>, flood: Flood, period: Duration) -> Result<f64> 
                 }
             }
         });
-        scope.spawn(|| {
+        let sending = scope.spawn(|| {
             hold_on(0);
+            let (mut sent, start) = (0, processor_time());
             while !ending.load(Ordering::Relaxed) {
-                if flood.a_call > 1 {
-                    let _ = segments.try_send(UdpSockRef::from(&sender), &together);
+                let gone = if flood.a_call > 1 {
+                    segments.try_send(UdpSockRef::from(&sender), &together).is_ok()
                 } else {
-                    let _ = sender.send(&handed_over);
-                }
+                    sender.send(&handed_over).is_ok()
+                };
+                sent += if gone { flood.a_call as u64 } else { 0 };
             }
+            (processor_time() - start) * 1e9 / as_f64(sent)
         });
         pause(WARM_UP);
         let (before, start) = (arrived.load(Ordering::Relaxed), Instant::now());
         pause(period);
         let packets = arrived.load(Ordering::Relaxed) - before;
-        let rate = as_f64(packets) / start.elapsed().as_secs_f64() / 1e3;
+        let kilopackets = as_f64(packets) / start.elapsed().as_secs_f64() / 1e3;
         ending.store(true, Ordering::Relaxed);
-        Ok(rate)
+        let nanoseconds = sending.join().map_err(|_| anyhow!("the sending thread panicked"))?;
+        Ok(Flooded { kilopackets, nanoseconds })
     })
 }
 
@@ -211,6 +223,13 @@ pub fn hold_on(processor: usize) {
     set.set(processor % count);
     // A machine that forbids it measures a little less evenly.
     let _ = sched_setaffinity(None, &set);
+}
+
+/// The seconds that the calling thread has run.
+#[expect(clippy::cast_precision_loss, reason = "seconds of one measurement are far below 2^52")]
+fn processor_time() -> f64 {
+    let ran = clock_gettime(ClockId::ThreadCPUTime);
+    ran.tv_sec as f64 + ran.tv_nsec as f64 / 1e9
 }
 
 /// Some TCP connections at full speed.

@@ -176,7 +176,8 @@ fn floods(field: &Field, rounds: usize) -> Result<Vec<Row>> {
         ("sleeve_udp_pps_gso", FLOOD_UNCUT, Goal::AtLeast(UDP_SHARE_UNCUT)),
         ("sleeve_udp_pps_smallest", Flood::SMALLEST, Goal::None),
     ] {
-        let rates = turns(rounds, &field.two(), |path| measure::udp_flood(path, flood, PERIOD))?;
+        let rates =
+            turns(rounds, &field.two(), |path| Ok(measure::udp_flood(path, flood, PERIOD)?.kilopackets))?;
         rows.push(Row::paired(name, "kpps", goal, &rates[1], &rates[0]));
     }
     Ok(rows)
