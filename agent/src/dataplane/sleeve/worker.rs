@@ -1,5 +1,6 @@
 //! A queue's thread: both directions in turn, and when it sleeps.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::{Event, Worker};
+use crate::dataplane::sys;
 
 /// A sleep that was shorter than this was hardly worth its price: about what falling asleep and waking up cost.
 const SHORT: Duration = Duration::from_micros(100);
@@ -20,6 +22,11 @@ const FLOOD: u32 = 16;
 /// How long packets of a flood are left to gather. At 100,000 a second it makes one wake-up of six; it adds at most
 /// this to a one-way stream's delay, and nothing to anything that is answered.
 const GATHER: Duration = Duration::from_micros(60);
+
+/// How long a turn on a processor is asked for to be. A shorter one is given sooner: a thread that has just been woken
+/// by a packet then takes the place of whoever computes, instead of waiting for some milliseconds until his turn is over
+/// (docs/performance.md). It is the shortest that the kernel grants.
+const TURN: Duration = Duration::from_micros(100);
 
 /// Which files may have something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +39,8 @@ struct Ready {
 pub(super) fn run(worker: &Worker) {
     // Else the kernel rounds a sleep of GATHER up to twice as much. Refused, it only costs precision.
     let _: Result<(), Errno> = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
+    // Older kernels know no such wish, and a container may forbid it: packets then wait longer on a busy machine.
+    let _: io::Result<()> = sys::ask_for_short_turns(TURN);
     let (mut outbound, mut inbound) = (Outbound::new(worker.clone()), Inbound::new(worker.clone()));
     let mut ready = Ready { tun: true, socket: true };
     let mut pace = Pace::default();
