@@ -21,7 +21,7 @@ HAVE_NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 TOOLS := cc:gcc make:make ip:iproute2 nft:nftables iptables-restore:iptables tcpdump:tcpdump ping:iputils-ping \
          conntrack:conntrack ethtool:ethtool strace:strace /usr/lib/cni/bridge:containernetworking-plugins \
          containerd:containerd runc:runc podman:podman busybox:busybox-static nsenter:util-linux tc:iproute2 \
-         openssl:openssl curl:curl
+         openssl:openssl curl:curl ipset:ipset dnsmasq:dnsmasq-base systemd-analyze:systemd
 
 .PHONY: help demo demo-clean test test-unit test-netns k8s-test k8s-ci k8s image lint bench bench-tools tools build clean
 
