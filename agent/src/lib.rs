@@ -23,6 +23,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod firewall;
+pub mod former;
 pub mod http;
 pub mod identity;
 pub mod kube;

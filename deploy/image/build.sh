@@ -27,8 +27,11 @@ program() {
     [ "$(basename "$file")" = "$1" ] || ln -s "$(basename "$file")" "$root/usr/sbin/$1"
 }
 program nft
-program iptables-nft
-program iptables-legacy
+for variant in nft legacy; do
+    program "iptables-$variant"
+    # One program under other names.
+    for verb in save restore; do ln -s "xtables-$variant-multi" "$root/usr/sbin/iptables-$variant-$verb"; done
+done
 ln -s xtables-nft-multi "$root/usr/sbin/iptables"
 
 # iptables loads the matches and targets of whatever rules it finds.

@@ -213,6 +213,14 @@ pub struct ResetArgs {
     #[arg(long)]
     pub force: bool,
 
+    /// Remove what Weave Net left on this node, and nothing of this version
+    #[arg(long, conflicts_with = "force")]
+    pub weave_net: bool,
+
+    /// Show what Weave Net left, and remove nothing
+    #[arg(long, requires = "weave_net")]
+    pub dry_run: bool,
+
     /// Where the agent keeps its state
     #[arg(long, value_name = "DIR", env = "WEAVE_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,
@@ -504,7 +512,12 @@ Remove every trace of weave from this node: bridge, tunnel devices, routes, fire
 sockets, the CNI plugin and its network. Pods that are still attached lose their network. The kernel's forwarding \
 (net.ipv4.ip_forward) stays on, since others may rely on it by now.
 
-The other peers go on counting the addresses of this peer as taken: run `weave rmpeer` on one of them.";
+The other peers go on counting the addresses of this peer as taken: run `weave rmpeer` on one of them.
+
+With --weave-net, what is removed is instead what Weave Net left: its devices (vethwe-bridge, vxlan-6784, datapath, \
+its bridge unless the agent has made it its own), the chains WEAVE* and the rules that lead there in both iptables, its \
+ipsets, its plugin, network and database. The agent may be running. Do it when Weave Net has ended on this node and no \
+pod uses its network; --dry-run shows what it would be.";
 
 const SETUP_CNI: &str = "\
 Install the CNI plugin weave-net (with weave-ipam, the same program by another name) and the network \

@@ -10,6 +10,7 @@ use super::args::{CniDirs, SetupCniArgs};
 use super::{CommandError, Exit, Terminal, Trace};
 use crate::cni::Paths;
 use crate::cni::conflist::{self, Conflist};
+use crate::former;
 
 /// The plugin's program.
 const PLUGIN: &str = "weave-net";
@@ -38,6 +39,14 @@ pub(super) fn install(
         writeln!(
             terminal.err,
             "note: hairpin mode stays on: it cannot cause a loop here, and Services need it"
+        )?;
+    }
+    for former in former::programs(bin_dir) {
+        fs::remove_file(&former).map_err(told("remove Weave Net's plugin", &former))?;
+        writeln!(
+            terminal.out,
+            "removed {}: {PLUGIN} and {IPAM_PLUGIN} no longer lead there",
+            former.display()
         )?;
     }
     if args.no_network {

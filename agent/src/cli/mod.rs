@@ -28,6 +28,7 @@ use weave_proto::local::control::{Done, Failure, FailureCode, Request};
 use weave_proto::local::status::Status;
 
 use crate::config::{Settings, Target};
+use crate::former::Places;
 use crate::render::{self, View};
 
 pub use args::{Action, CommandLine, Part, command};
@@ -47,6 +48,12 @@ pub trait Doers {
     /// Removes what the agent built in the kernel and what it stored, one [`Trace`] each. No agent runs. Goes on
     /// after failures.
     fn reset(&self, paths: &ResetPaths) -> Vec<Trace>;
+
+    /// Finds what Weave Net left and, if told so, removes it, one [`Trace`] each. Goes on after failures.
+    ///
+    /// # Errors
+    /// It cannot be found out what there is; then nothing was removed.
+    fn weave_net(&self, places: &Places, remove: bool) -> io::Result<Vec<Trace>>;
 }
 
 /// What the exit status says. Part of the interface: scripts depend on the numbers.

@@ -14,6 +14,7 @@ use weave_proto::local::control::{Request, SOCKET};
 use super::args::ResetArgs;
 use super::client::{Agent, AskError};
 use super::{CommandError, Doers, Exit, Terminal, cni_files};
+use crate::former::Places;
 use crate::render;
 
 /// Where the agent's files are.
@@ -41,6 +42,8 @@ pub enum Removal {
     Removed,
     /// It was not there.
     Absent,
+    /// It is there, and was only asked for.
+    Kept,
 }
 
 impl Trace {
@@ -68,6 +71,9 @@ pub(super) fn reset(
     doers: &impl Doers,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CommandError> {
+    if args.weave_net {
+        return weave_net(args, doers, terminal);
+    }
     let name = end_agent(agent, args.force)?;
     let paths = ResetPaths { data_dir: args.data_dir.clone(), run_dir: run_dir.to_owned() };
     let mut traces = cni_files::remove(&args.cni);
@@ -84,6 +90,19 @@ pub(super) fn reset(
         writeln!(terminal.out, "This peer was {name}; {hint}: run `weave rmpeer {name}` on one of them.")?;
     }
     if failed { Err(CommandError::Shown(Exit::Failed)) } else { Ok(()) }
+}
+
+/// Removes what Weave Net left, or shows it.
+fn weave_net(args: &ResetArgs, doers: &impl Doers, terminal: &mut Terminal<'_>) -> Result<(), CommandError> {
+    let places = Places {
+        data_dir: args.data_dir.clone(),
+        bin_dir: args.cni.bin_dir.clone(),
+        conf_dir: args.cni.conf_dir.clone(),
+    };
+    let traces = doers.weave_net(&places, !args.dry_run).map_err(|error| {
+        CommandError::Told(Exit::Failed, format!("cannot find out what Weave Net left on this node: {error}"))
+    })?;
+    if show(&traces, terminal)? { Err(CommandError::Shown(Exit::Failed)) } else { Ok(()) }
 }
 
 /// Makes sure that no agent runs; answers what its name was, if one did.
@@ -133,6 +152,10 @@ fn show(traces: &[Trace], terminal: &mut Terminal<'_>) -> Result<bool, CommandEr
             Ok(Removal::Removed) => {
                 removed += 1;
                 writeln!(terminal.out, "removed {what}")?;
+            }
+            Ok(Removal::Kept) => {
+                removed += 1;
+                writeln!(terminal.out, "would remove {what}")?;
             }
             Ok(Removal::Absent) => {}
             Err(why) => {

@@ -37,6 +37,14 @@ impl Doers for FakeDoers {
         let outcome = if self.fails { Err("device busy".to_owned()) } else { Ok(Removal::Removed) };
         vec![Trace { what: "bridge weave".to_owned(), outcome }]
     }
+
+    fn weave_net(&self, _: &Places, remove: bool) -> io::Result<Vec<Trace>> {
+        if self.fails {
+            return Err(io::Error::other("not permitted"));
+        }
+        let outcome = Ok(if remove { Removal::Removed } else { Removal::Kept });
+        Ok(vec![Trace { what: "device vethwe-bridge".to_owned(), outcome }])
+    }
 }
 
 struct Said {

@@ -114,7 +114,7 @@ const DEBIANS: &str = "/usr/lib/cni";
 impl Missing {
     fn hint(&self) -> String {
         if !self.is_in_debians {
-            return String::new();
+            return "; install it there (Debian's package containernetworking-plugins has it)".to_owned();
         }
         format!(
             " (it is in {DEBIANS}: if the container runtime looks there, install with --bin-dir {DEBIANS})"

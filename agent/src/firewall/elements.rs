@@ -374,23 +374,33 @@ fn batch(mut body: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 }
 
 /// A netfilter message under construction.
-pub(super) struct Message(Vec<u8>);
+pub(crate) struct Message(Vec<u8>);
 
 impl Message {
     /// Header and `nfgenmsg`; the length is filled in at the end, the sequence number by the transport.
-    pub(super) fn new(kind: u16, flags: u16, family: u8) -> Self {
+    pub(crate) fn new(kind: u16, flags: u16, family: u8) -> Self {
+        Self::with_header(kind, flags, [family, 0, 0, 0])
+    }
+
+    /// The same with the four bytes in which other families of netlink differ.
+    pub(crate) fn with_header(kind: u16, flags: u16, header: [u8; 4]) -> Self {
         let mut bytes = vec![0; 20];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        bytes[16] = family;
+        bytes[16..].copy_from_slice(&header);
         Self(bytes)
     }
 
-    pub(super) fn text(&mut self, kind: u16, text: &str) {
+    /// Bytes that are no attribute, where a family wants some.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn text(&mut self, kind: u16, text: &str) {
         self.bytes(kind, &[text.as_bytes(), &[0]].concat());
     }
 
-    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) {
         let at = self.open(kind);
         self.0.extend_from_slice(value);
         self.close(at);
@@ -416,7 +426,7 @@ impl Message {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
         self.0

@@ -18,6 +18,7 @@ mod reset;
 mod waiting;
 mod wiring;
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cli::{self, ResetPaths, Trace};
 use crate::config::Settings;
 use crate::control::ControlSocket;
+use crate::former::Places;
 use crate::http::{MetricsServer, StatusServer};
 use crate::identity::Machine;
 use crate::kube::RemovedForGood;
@@ -68,6 +70,10 @@ impl cli::Doers for ThisMachine {
 
     fn reset(&self, paths: &ResetPaths) -> Vec<Trace> {
         reset::reset(paths)
+    }
+
+    fn weave_net(&self, places: &Places, remove: bool) -> io::Result<Vec<Trace>> {
+        reset::weave_net(places, remove)
     }
 }
 

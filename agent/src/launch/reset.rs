@@ -1,8 +1,10 @@
 //! Removes what agents left on this machine: kernel objects and files.
 
 use std::fs;
+use std::io;
 
 use crate::cli::{Removal, ResetPaths, Trace};
+use crate::former::{self, Places};
 use crate::kube;
 use crate::net;
 use crate::store;
@@ -28,6 +30,20 @@ pub(super) fn reset(paths: &ResetPaths) -> Vec<Trace> {
         traces.push(Trace::of_file(format!("folder {}", path.display()), fs::remove_dir_all(&path)));
     }
     traces
+}
+
+/// Finds what Weave Net left, and removes it if told so.
+pub(super) fn weave_net(places: &Places, remove: bool) -> io::Result<Vec<Trace>> {
+    let found = former::find(places)?;
+    let shown = |(it, outcome): (former::Leftover, io::Result<Removal>)| Trace {
+        what: it.to_string(),
+        outcome: outcome.map_err(|error| error.to_string()),
+    };
+    if !remove {
+        return Ok(found.into_iter().map(|it| shown((it, Ok(Removal::Kept)))).collect());
+    }
+    let done = former::remove(found).into_iter();
+    Ok(done.map(|(it, outcome)| shown((it, outcome.map(|()| Removal::Removed)))).collect())
 }
 
 fn kernel() -> Vec<Trace> {

@@ -177,7 +177,7 @@ pub(super) fn observe(
 ///
 /// # Errors
 /// The kernel could not be asked.
-pub(super) fn links(route: &mut Netlink) -> Result<BTreeMap<String, ObservedLink>, NetError> {
+pub(crate) fn links(route: &mut Netlink) -> Result<BTreeMap<String, ObservedLink>, NetError> {
     let replies = dump(route, "links", &messages::list_links())?;
     Ok(replies
         .into_iter()

@@ -65,6 +65,17 @@ fn remove(route: &mut Netlink, steps: &[Step], indices: &Indices, report: &mut R
     }
 }
 
+/// Removes one link of somebody else's, at an operator's word. One that is gone already is no error.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn delete_link(name: &str, index: u32) -> Result<(), NetError> {
+    let open = |error| NetError::Socket { what: "route netlink", error };
+    let mut route = Netlink::open(NETLINK_ROUTE).map_err(open)?;
+    let step = Step::DeleteLink { name: name.to_owned(), reason: "reset".to_owned() };
+    super::netlink::send_alone(&mut route, &step, &Indices::from([(name.to_owned(), index)]))
+}
+
 /// What a step takes away, as people call it.
 fn what(step: &Step) -> String {
     if let Step::DeleteLink { name, .. } = step {

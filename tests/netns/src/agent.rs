@@ -18,7 +18,7 @@ use crate::wait::eventually;
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a daemon finds programs.
-pub(crate) const PROGRAMS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PROGRAMS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The flags of `weave launch` that a test chooses; the paths and the machine's identity come from the host.
 #[derive(Debug, Clone, Default)]

@@ -32,6 +32,20 @@ fn a_forced_reset_ends_the_agent_and_says_what_to_do_elsewhere() {
 }
 
 #[test]
+fn weave_nets_leftovers_are_shown_or_removed_beside_a_running_agent() {
+    let node = node();
+    let say = |words: &[&str]| node.say(&[&["reset", "--weave-net"], words].concat());
+    assert_eq!(say(&["--dry-run"]).out, "would remove device vethwe-bridge\n");
+    assert_eq!(say(&[]).out, "removed device vethwe-bridge\n");
+    assert_eq!(node.agent.heard(), Vec::<String>::new());
+    let failing = FakeDoers { fails: true, ..FakeDoers::default() };
+    let said = super::say(&failing, &["reset", "--weave-net"]);
+    assert_eq!(said.exit, Exit::Failed);
+    assert!(said.err.contains("cannot find out what Weave Net left"), "{}", said.err);
+    assert_eq!(super::say(&failing, &["reset", "--dry-run"]).exit, Exit::Usage);
+}
+
+#[test]
 fn a_reset_goes_on_after_a_failure_and_reports_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
