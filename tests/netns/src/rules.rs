@@ -8,6 +8,10 @@ use anyhow::Result;
 use crate::command;
 use crate::ns::Netns;
 
+mod nftables;
+
+pub use nftables::{kube_proxy_nftables, local_port};
+
 /// The mark by which kube-proxy remembers that a packet shall be masqueraded.
 const MASQUERADE_MARK: &str = "0x4000";
 

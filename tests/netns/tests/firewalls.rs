@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use weave_netns::lab::GATEWAY;
 use weave_netns::ns::Netns;
 use weave_netns::probe::{self, Flow, PORT, Server};
 use weave_netns::rules::{self, Service};
@@ -101,6 +102,21 @@ fn services_work_with_bridged_packets_bypassing_iptables() {
 }
 
 #[test]
+fn services_work_with_an_imitation_of_kube_proxy_s_nftables_mode_which_keeps_local_clients_addresses() {
+    run_in_lab(|lab| {
+        let cluster = Cluster::with(lab, "1", Proxy::Nftables)?;
+        for switch in ["1", "0"] {
+            cluster.hosts.iter().try_for_each(|host| host.ns()?.sysctl(BRIDGE_SWITCH, switch))?;
+            eventually(PATIENCE, "every service answers", || cluster.all_answer())?;
+            eventually(PATIENCE, "local ones see the world", || {
+                cluster.the_world_is_seen_where_the_policy_is_local()
+            })?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn services_and_running_flows_survive_the_switch_being_flipped() {
     run_in_lab(|lab| {
         let cluster = Cluster::new(lab, "1")?;
@@ -162,8 +178,19 @@ struct Cluster<'a> {
     _servers: [Server; 3],
 }
 
+/// Whose rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proxy {
+    Iptables,
+    Nftables,
+}
+
 impl<'a> Cluster<'a> {
     fn new(lab: &'a Lab, bridge_switch: &str) -> Result<Self> {
+        Self::with(lab, bridge_switch, Proxy::Iptables)
+    }
+
+    fn with(lab: &'a Lab, bridge_switch: &str, proxy: Proxy) -> Result<Self> {
         let hosts = [lab.host("a")?, lab.host("b")?];
         hosts.iter().try_for_each(|host| host.ns()?.sysctl(BRIDGE_SWITCH, bridge_switch))?;
         found(&hosts)?;
@@ -177,7 +204,17 @@ impl<'a> Cluster<'a> {
                 endpoint: SocketAddrV4::new(pod.address(), PORT),
             })
             .into();
-        cluster.hosts.iter().try_for_each(|host| rules::kube_proxy(&*host.ns()?, UNIVERSE, &services))?;
+        for (number, host) in cluster.hosts.iter().enumerate() {
+            let pods = [&cluster.client, &cluster.near, &cluster.far];
+            let here = pods.iter().filter(|pod| (pod.name() == "far") == (number == 1));
+            match proxy {
+                Proxy::Iptables => rules::kube_proxy(&*host.ns()?, UNIVERSE, &services)?,
+                Proxy::Nftables => {
+                    let here = here.map(|pod| pod.address()).collect();
+                    rules::kube_proxy_nftables(&*host.ns()?, UNIVERSE, &services, &here)?;
+                }
+            }
+        }
         Ok(cluster)
     }
 
@@ -225,6 +262,21 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
+    /// Ports of a policy `Local`: on the pod's node they keep the client's address, on others nobody answers.
+    fn the_world_is_seen_where_the_policy_is_local(&self) -> Result<()> {
+        for (node, pod, other) in [(0, &self.near, 1), (1, &self.far, 0)] {
+            let port = |node| {
+                let mut port = self.node_port(node, pod);
+                port.set_port(port.port() + 100);
+                port
+            };
+            let seen = asked(self.world, port(node), pod.name())?;
+            ensure!(seen.ip().to_string() == GATEWAY, "{} sees {seen} instead of {GATEWAY}", pod.name());
+            ensure!(probe::ask_tcp(self.world, port(other)).is_err(), "a node without the pod answers");
+        }
+        Ok(())
+    }
+
     /// `--random-fully` masquerades these on the way to the other node.
     fn pods_answer_the_world(&self) -> Result<()> {
         for node in [0, 1] {
@@ -250,8 +302,10 @@ fn services(lab: &Lab, bridge_switch: &str) -> Result<()> {
 }
 
 fn found(hosts: &[Arc<Host>; 2]) -> Result<()> {
-    hosts[0].launch(&AgentOptions::founder(2, &[&hosts[1]]))?;
-    hosts[1].launch(&AgentOptions::founder(2, &[&hosts[0]]))?;
+    // As in a cluster.
+    for (host, other) in [(&hosts[0], &hosts[1]), (&hosts[1], &hosts[0])] {
+        host.launch(&AgentOptions::founder(2, &[other]).flag("--no-masq-local"))?;
+    }
     hosts.iter().try_for_each(|host| host.wait_ready())?;
     hosts[0].wait_connected(&[&hosts[1]])
 }
