@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a real Kubernetes (control plane, kubelet, kube-proxy, kubectl, agnhost) from Debian's source package, and takes
 # etcd from Debian's binary package, into a cache folder outside the clone. What is there already is not built again.
-# About five minutes on two processors; shows its progress; says what it lacks.
+# Some ten minutes on two processors; shows its progress; says what it lacks.
 #
 # usage: build-kubernetes.sh [FOLDER]     default: ${XDG_CACHE_HOME:-$HOME/.cache}/weave-k8s
 #
@@ -52,7 +52,8 @@ prepare_apt() {
     [ -e "$apt/ready" ] && return
     local url
     url=$(mirror)
-    [ -n "$url" ] || url=http://deb.debian.org/debian
+    [ -n "$url" ] || lacks "the machine's apt configuration names no mirror of Debian: add one (a line \`deb URL/debian \
+$suite main\` in /etc/apt/sources.list), or put ${todo[*]} (Kubernetes 1.20 or newer) into $bin"
     mkdir -p "$apt/lists/partial" "$apt/archives/partial"
     printf 'Types: deb deb-src\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
         "$url" "$suite" /usr/share/keyrings/debian-archive-keyring.gpg > "$apt/debian.sources"
@@ -92,6 +93,8 @@ if [ -n "${wanted:-}" ]; then
 fi
 
 export GOPATH=$cache/go GOCACHE=$cache/go-cache GO111MODULE=off CGO_ENABLED=0 GOFLAGS= GOTOOLCHAIN=local
+# The compilers are short-lived: where there is memory, collecting their garbage is wasted time.
+[ "$(awk '/^MemAvailable/ { print int($2 / 1048576) }' /proc/meminfo)" -lt 8 ] || export GOGC=400
 tree=$GOPATH/src/k8s.io/kubernetes
 if [ ! -e "$tree/.unpacked" ]; then
     prepare_apt
@@ -124,15 +127,18 @@ if [ ! -e pkg/generated/openapi/zz_generated.openapi.go ]; then
         || { tail -5 "$cache/openapi-gen.log" >&2; lacks "openapi-gen failed"; }
 fi
 
+# All in one go, so that one program is linked while another is compiled.
+packages=()
 for name in "${todo[@]}"; do
     case $name in
-        agnhost) package=k8s.io/kubernetes/test/images/agnhost ;;
-        *) package=k8s.io/kubernetes/cmd/$name ;;
+        agnhost) packages+=(k8s.io/kubernetes/test/images/agnhost) ;;
+        *) packages+=("k8s.io/kubernetes/cmd/$name") ;;
     esac
-    say "$name"
-    "$go" build -ldflags "$flags" -o "$bin/.$name" "$package" || lacks "cannot build $name"
-    mv "$bin/.$name" "$bin/$name"
 done
+say "compiling and linking ${#packages[@]} programs"
+mkdir -p "$cache/built"
+"$go" build -ldflags "$flags" -o "$cache/built/" "${packages[@]}" || lacks "cannot build ${todo[*]}"
+mv "$cache"/built/* "$bin/" && rmdir "$cache/built"
 # The programs are what is wanted; sources and Go's cache are two gigabytes.
 chmod -R u+w "$GOPATH" && rm -rf "$GOPATH" "$GOCACHE" "$cache/source" "$cache"/openapi-* "$apt"
 say "done: $(du -sh "$bin" | cut -f1) in $bin"
