@@ -73,12 +73,19 @@ impl Cluster {
     /// # Errors
     /// The API server refuses it.
     pub fn install_with(&self, variables: &[(&str, &str)]) -> Result<()> {
+        let documents: Vec<_> =
+            variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        self.install_with_documents(&documents)
+    }
+
+    /// Applies the manifest with further variables for the agent, as the API knows them.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub fn install_with_documents(&self, variables: &[Value]) -> Result<()> {
         let before = "            - name: NODE_NAME\n";
-        let added = variables
-            .iter()
-            .map(|(name, value)| format!("            - {{name: {name}, value: \"{value}\"}}\n"));
-        let document = manifest()?.replace(before, &(added.collect::<String>() + before));
-        self.kubectl.apply(&document).map(drop)
+        let added: String = variables.iter().map(|it| format!("            - {it}\n")).collect();
+        self.kubectl.apply(&manifest()?.replace(before, &(added + before))).map(drop)
     }
 
     /// Deletes the manifest, and waits until the agents have ended.

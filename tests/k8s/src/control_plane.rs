@@ -152,6 +152,16 @@ impl ControlPlane {
         api.context("the API server does not run")?.stop(&self.userland, signal)
     }
 
+    /// Lets the API server hang, so that it answers nobody, until the answer of this is dropped.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn hang_api(&self) -> Result<Hung<'_>> {
+        let api = self.api.lock().unwrap_or_else(PoisonError::into_inner);
+        api.as_ref().context("the API server does not run")?.signal(&self.userland, "STOP")?;
+        Ok(Hung(self))
+    }
+
     /// Starts the controllers and the scheduler, which pods need.
     ///
     /// # Errors
@@ -249,6 +259,19 @@ impl ControlPlane {
             // A restart need not wait for the clients' long polls.
             ("shutdown-delay-duration", "0s"),
         ])
+    }
+}
+
+/// An API server that hangs.
+#[derive(Debug)]
+pub struct Hung<'a>(&'a ControlPlane);
+
+impl Drop for Hung<'_> {
+    fn drop(&mut self) {
+        let api = self.0.api.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(api) = api.as_ref() {
+            api.resume(&self.0.userland);
+        }
     }
 }
 

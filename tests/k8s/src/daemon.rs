@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use weave_netns::userland::Userland;
 use weave_netns::wait::eventually_true;
 
@@ -55,10 +56,22 @@ impl Daemon {
 
     /// Ends it by `signal` (a name as `kill` takes it) and waits until it has ended.
     pub(crate) fn stop(mut self, userland: &Userland, signal: &str) -> Result<()> {
-        userland.run("bash", &["-c", "kill -s $1 $(cat /run/$0.pid)", self.name, signal])?;
+        self.signal(userland, signal)?;
         let outer = &mut self.outer;
         eventually_true(PATIENCE, "a daemon ends", || outer.try_wait().is_ok_and(|ended| ended.is_some()))
             .with_context(|| self.name)
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, userland: &Userland, signal: &str) -> Result<()> {
+        userland.run("bash", &["-c", "kill -s $1 $(cat /run/$0.pid)", self.name, signal]).map(drop)
+    }
+
+    /// Lets it go on after `STOP`, and what waits for it outside, which stopped with it.
+    pub(crate) fn resume(&self, userland: &Userland) {
+        let outer = i32::try_from(self.outer.id()).ok().and_then(Pid::from_raw);
+        let _ = outer.map(|outer| kill_process(outer, Signal::CONT));
+        let _ = self.signal(userland, "CONT");
     }
 
     /// The end of its log.

@@ -12,7 +12,7 @@ use crate::programs::program;
 
 /// The image of the agent, as the manifest names it.
 pub const WEAVE: &str = "weave-net:0.1.0";
-/// The image of the pods of tests: agnhost (Kubernetes' own server and client for tests), busybox and curl. By itself
+/// The image of the pods of tests: agnhost (Kubernetes' own server and client for tests), busybox, curl and dnsmasq. By itself
 /// it serves HTTP on port 8080.
 pub const TOOLS: &str = "weave.test/tools:1";
 
@@ -66,6 +66,9 @@ fn tools(lab: &Lab) -> Result<PathBuf> {
     }
     // A static busybox has a wget, but it crashes when it looks a service up in libraries that are not there.
     with_libraries("/usr/bin/curl", &root)?;
+    with_libraries("/usr/sbin/dnsmasq", &root)?;
+    fs::create_dir_all(root.join("etc"))?;
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
     let archive = lab.scratch().join("tools.tar");
     let mut recipe = command::words(Path::new(RECIPES).join("archive.sh"), [&root, &archive]);
     recipe.args([TOOLS, "/bin/agnhost", "netexec", "--http-port=8080", "--udp-port=8081"]);

@@ -14,6 +14,8 @@
 //! once ([`programs`]). A test that needs no pods starts a [`ControlPlane`] alone, which takes a few seconds; one that
 //! needs them starts a [`Cluster`].
 
+pub mod agents;
+pub mod asking;
 pub mod cluster;
 pub mod control_plane;
 mod daemon;

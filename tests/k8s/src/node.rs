@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
+use weave_netns::agent::PROGRAMS;
 use weave_netns::userland::Userland;
 use weave_netns::wait::eventually;
 use weave_netns::{Host, Lab};
@@ -52,6 +53,14 @@ for hierarchy in /sys/fs/cgroup/*/; do
     done
 done"#;
 
+/// An iptables in folder $1 that says to be of version $2; an empty folder without a version.
+const PRETEND: &str = r#"set -eu
+mkdir -p "$1"
+if [ -n "$2" ]; then
+    printf '#!/bin/sh\n[ "$1" != --version ] || { echo "iptables v%s"; exit; }\nexec /usr/sbin/iptables "$@"\n' "$2" > "$1/iptables"
+    chmod 755 "$1/iptables"
+fi"#;
+
 /// A node.
 #[derive(Debug)]
 pub struct Node {
@@ -66,7 +75,8 @@ pub struct Node {
 #[derive(Debug)]
 struct Running {
     kubelet: Option<Daemon>,
-    others: [Daemon; 2],
+    proxy: Option<Daemon>,
+    containerd: Daemon,
     userland: Userland,
 }
 
@@ -122,6 +132,18 @@ impl Node {
         Ok(())
     }
 
+    /// Ends kube-proxy and starts it again, with an iptables that says to be of this version if one is given.
+    ///
+    /// # Errors
+    /// It does not run, or does not start.
+    pub fn restart_proxy(&self, iptables: Option<&str>) -> Result<()> {
+        let mut running = self.lock();
+        let running = running.as_mut().context("the node is off")?;
+        running.proxy.take().context("no kube-proxy")?.stop(&running.userland, "TERM")?;
+        running.proxy = Some(self.proxy(&running.userland, iptables)?);
+        Ok(())
+    }
+
     /// Ends the kubelet for good.
     ///
     /// # Errors
@@ -156,18 +178,20 @@ impl Node {
     /// One has; the message holds the end of its log.
     pub fn ensure_running(&self) -> Result<()> {
         let mut running = self.lock();
-        let programs = running.iter_mut().flat_map(|it| it.kubelet.iter_mut().chain(&mut it.others));
-        programs.into_iter().try_for_each(Daemon::ensure_running).with_context(|| self.name().to_owned())
+        let mut programs = running
+            .iter_mut()
+            .flat_map(|it| it.kubelet.iter_mut().chain(&mut it.proxy).chain([&mut it.containerd]));
+        programs.try_for_each(Daemon::ensure_running).with_context(|| self.name().to_owned())
     }
 
     /// The end of the kubelet's log, and of kube-proxy's and containerd's.
     #[must_use]
     pub fn diagnosis(&self) -> String {
         let running = self.lock();
-        let Some(Running { kubelet, others, .. }) = &*running else {
+        let Some(Running { kubelet, proxy, containerd, .. }) = &*running else {
             return format!("{} is off", self.name());
         };
-        let tails = kubelet.iter().chain(others).map(Daemon::tail);
+        let tails = kubelet.iter().chain(proxy).chain([containerd]).map(Daemon::tail);
         format!("== {}\n{}", self.name(), tails.collect::<Vec<_>>().join("\n---\n"))
     }
 
@@ -177,9 +201,9 @@ impl Node {
         let machine = format!("{:032x}", u128::from(u32::from(self.host.address())));
         userland.run("bash", &["-c", FURNISH, "furnish", &disk, &plugins, &group, &machine])?;
         let containerd = self.containerd(&userland)?;
-        let kubelet = self.kubelet(&userland)?;
-        let proxy = self.proxy(&userland)?;
-        *self.lock() = Some(Running { kubelet: Some(kubelet), others: [proxy, containerd], userland });
+        let kubelet = Some(self.kubelet(&userland)?);
+        let proxy = Some(self.proxy(&userland, None)?);
+        *self.lock() = Some(Running { kubelet, proxy, containerd, userland });
         Ok(())
     }
 
@@ -253,16 +277,19 @@ impl Node {
         Daemon::start(userland, self.host.folder(), "kubelet", (&program("kubelet")?, &arguments))
     }
 
-    fn proxy(&self, userland: &Userland) -> Result<Daemon> {
-        let arguments = flags(&[
+    fn proxy(&self, userland: &Userland, iptables: Option<&str>) -> Result<Daemon> {
+        let folder = format!("/run/iptables-{}", iptables.unwrap_or_default());
+        userland.run("bash", &["-c", PRETEND, "pretend", &folder, iptables.unwrap_or_default()])?;
+        let mut arguments = vec![format!("PATH={folder}:{PROGRAMS}"), shown(&program("kube-proxy")?)];
+        arguments.extend(flags(&[
             ("kubeconfig", &shown(&self.kubeconfigs[1])),
             ("proxy-mode", "iptables"),
             ("cluster-cidr", POD_RANGE),
             // The machine's limit is not this node's to change.
             ("conntrack-max-per-core", "0"),
             ("hostname-override", self.name()),
-        ]);
-        Daemon::start(userland, self.host.folder(), "kube-proxy", (&program("kube-proxy")?, &arguments))
+        ]));
+        Daemon::start(userland, self.host.folder(), "kube-proxy", (Path::new("/usr/bin/env"), &arguments))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Running>> {

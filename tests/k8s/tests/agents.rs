@@ -1,120 +1,18 @@
 //! Agents on a real API server, without kubelets: how they come into the cluster, and what becomes of them when the
 //! API server, an object or a Node goes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
-use weave_k8s::ControlPlane;
-use weave_k8s::cluster::manifest;
+use serde_json::Value;
+use weave_k8s::agents::{Agents, GRACE, PATIENCE, condition, own_name, shares};
+use weave_netns::run_in_lab;
 use weave_netns::wait::{eventually, throughout};
-use weave_netns::{AgentOptions, Host, Lab, run_in_lab};
-
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The grace period of the agents under test, in seconds.
-const GRACE: &str = "5";
-
-struct Cluster {
-    plane: ControlPlane,
-    hosts: Vec<Arc<Host>>,
-}
-
-impl Cluster {
-    fn start(lab: &Lab, names: &[&str]) -> Result<Self> {
-        let plane = ControlPlane::start(lab, names)?;
-        // With the account and its rights. Nothing makes pods of the DaemonSet without controllers.
-        plane.kubectl()?.apply(&manifest()?)?;
-        let hosts = names.iter().map(|name| lab.host(name)).collect::<Result<_>>()?;
-        Ok(Self { plane, hosts })
-    }
-
-    /// The Node of a host, as its kubelet would make it.
-    fn make_node(&self, index: usize) -> Result<()> {
-        let (host, kubectl) = (&self.hosts[index], self.plane.kubectl()?);
-        let addresses = json!([{"type": "InternalIP", "address": host.address()}]);
-        let node = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": host.name()},
-            "status": {"addresses": addresses},
-        });
-        kubectl.post("/api/v1/nodes", &node).map(drop)
-    }
-
-    fn options(&self, index: usize) -> Result<AgentOptions> {
-        let account = self.hosts[index].folder().join("account");
-        std::fs::create_dir_all(&account).context("making the folder of the account")?;
-        std::fs::copy(self.plane.authority(), account.join("ca.crt")).context("copying the authority")?;
-        std::fs::write(account.join("namespace"), "kube-system").context("writing the namespace")?;
-        let token = self.plane.account_token("kube-system", "weave-net")?;
-        std::fs::write(account.join("token"), token).context("writing the token")?;
-        let host = &self.hosts[index];
-        Ok(AgentOptions::default()
-            .flag("--kubernetes")
-            .flag(&format!("--node-name={}", host.name()))
-            .flag(&format!("--api-server={}", self.plane.url()))
-            .flag(&format!("--service-account={}", account.display()))
-            .flag(&format!("--reclaim-after={GRACE}"))
-            .flag(&format!("--cni-bin-dir={}", host.cni_bin_dir().display()))
-            .flag(&format!("--cni-conf-dir={}", host.cni_conf_dir().display())))
-    }
-
-    fn launch(&self, index: usize) -> Result<()> {
-        self.hosts[index].launch(&self.options(index)?)
-    }
-
-    /// All Nodes, all agents, and everybody ready and linked.
-    fn launch_all(&self) -> Result<()> {
-        for index in 0..self.hosts.len() {
-            self.make_node(index)?;
-        }
-        for index in 0..self.hosts.len() {
-            self.launch(index)?;
-        }
-        for host in &self.hosts {
-            self.is_ready_with(host, self.hosts.len())?;
-        }
-        Ok(())
-    }
-
-    fn is_ready_with(&self, host: &Host, owners: usize) -> Result<()> {
-        eventually(PATIENCE, &format!("{} is ready and sees {owners} owners", host.name()), || {
-            let status = host.status(&[])?;
-            ensure!(status["waiting_for"] == json!([]), "it waits: {}", status["waiting_for"]);
-            let shares = status["ipam"]["shares"].as_array().context("no shares")?;
-            let reachable = shares.iter().filter(|share| share["reachable"] == json!(true)).count();
-            ensure!(shares.len() == owners && reachable == owners, "shares: {shares:?}");
-            Ok(())
-        })
-    }
-
-    fn annotation(&self, node: &str, key: &str) -> Result<Option<String>> {
-        let found = self.plane.kubectl()?.get(&["node", node])?;
-        Ok(found["metadata"]["annotations"][key].as_str().map(str::to_owned))
-    }
-}
-
-fn shares(host: &Host) -> Result<Vec<u64>> {
-    let status = host.status(&[])?;
-    let shares = status["ipam"]["shares"].as_array().context("no shares")?;
-    Ok(shares.iter().filter_map(|share| share["addresses"].as_u64()).collect())
-}
-
-fn own_name(host: &Host) -> Result<String> {
-    host.status(&[])?["name"].as_str().map(str::to_owned).context("a status without a name")
-}
-
-fn condition(node: &Value, kind: &str) -> Option<(String, String)> {
-    let found = node["status"]["conditions"].as_array()?.iter().find(|found| found["type"] == kind)?;
-    Some((found["status"].as_str()?.to_owned(), found["reason"].as_str()?.to_owned()))
-}
 
 #[test]
 fn agents_that_start_together_share_the_range_and_make_their_nodes_ready() {
     run_in_lab(|lab| {
-        let cluster = Cluster::start(lab, &["node1", "node2", "node3"])?;
+        let cluster = Agents::start(lab, &["node1", "node2", "node3"])?;
         cluster.launch_all()?;
         for host in &cluster.hosts {
             let shares = shares(host)?;
@@ -145,7 +43,7 @@ fn agents_that_start_together_share_the_range_and_make_their_nodes_ready() {
 #[test]
 fn agents_that_start_one_by_one_are_in_one_universe_and_follow_the_nodes() {
     run_in_lab(|lab| {
-        let cluster = Cluster::start(lab, &["node1", "node2"])?;
+        let cluster = Agents::start(lab, &["node1", "node2"])?;
         cluster.make_node(0)?;
         cluster.launch(0)?;
         cluster.is_ready_with(&cluster.hosts[0], 1)?;
@@ -172,7 +70,7 @@ fn agents_that_start_one_by_one_are_in_one_universe_and_follow_the_nodes() {
 #[test]
 fn an_agent_without_a_ring_waits_for_the_api_server_and_one_with_a_ring_does_not() {
     run_in_lab(|lab| {
-        let cluster = Cluster::start(lab, &["node1", "node2"])?;
+        let cluster = Agents::start(lab, &["node1", "node2"])?;
         cluster.make_node(0)?;
         cluster.make_node(1)?;
         let options = [cluster.options(0)?, cluster.options(1)?];
@@ -210,7 +108,7 @@ fn an_agent_without_a_ring_waits_for_the_api_server_and_one_with_a_ring_does_not
 #[test]
 fn objects_that_somebody_deletes_are_put_back_and_a_new_secret_is_used_at_once() {
     run_in_lab(|lab| {
-        let cluster = Cluster::start(lab, &["node1", "node2"])?;
+        let cluster = Agents::start(lab, &["node1", "node2"])?;
         cluster.launch_all()?;
         let kubectl = cluster.plane.kubectl()?;
         let content = |kind: &str, name: &str| -> Result<Value> {
@@ -243,7 +141,7 @@ fn objects_that_somebody_deletes_are_put_back_and_a_new_secret_is_used_at_once()
 #[test]
 fn a_deleted_node_is_reclaimed_and_its_agent_begins_anew_when_it_returns() {
     run_in_lab(|lab| {
-        let cluster = Cluster::start(lab, &["node1", "node2", "node3"])?;
+        let cluster = Agents::start(lab, &["node1", "node2", "node3"])?;
         cluster.launch_all()?;
         let gone = &cluster.hosts[2];
         let former = own_name(gone)?;
@@ -286,13 +184,21 @@ fn a_deleted_node_is_reclaimed_and_its_agent_begins_anew_when_it_returns() {
 #[test]
 fn a_range_that_holds_services_is_refused() {
     run_in_lab(|lab| {
-        let cluster = Cluster::start(lab, &["node1"])?;
+        let cluster = Agents::start(lab, &["node1"])?;
         cluster.make_node(0)?;
         cluster.hosts[0].launch(&cluster.options(0)?.range("10.96.0.0/12"))?;
         eventually(PATIENCE, "the status names both and the remedy", || {
             let waiting = cluster.hosts[0].status(&[])?["waiting_for"].to_string();
             let named = ["10.96.0.0/12", weave_k8s::control_plane::API_SERVICE, "IPALLOC_RANGE"];
             ensure!(named.iter().all(|word| waiting.contains(word)), "{waiting}");
+            Ok(())
+        })?;
+        eventually(PATIENCE, "the Node and an Event say so", || {
+            let node = cluster.plane.kubectl()?.get(&["node", "node1"])?;
+            let ready = condition(&node, "WeaveReady").context("no WeaveReady")?;
+            ensure!(ready == ("False".to_owned(), "WeaveNotInCluster".to_owned()), "{ready:?}");
+            let events = cluster.plane.kubectl()?.list(&["-n", "default", "events"])?;
+            ensure!(events.iter().any(|event| event["reason"] == "WeaveNotInCluster"), "{events:?}");
             Ok(())
         })?;
         let found =

@@ -7,13 +7,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use weave_k8s::Cluster;
+use weave_k8s::asking::{HTTP, from_node};
 use weave_k8s::cluster::{self, PATIENCE, container};
-use weave_netns::command;
 use weave_netns::run_in_lab;
 use weave_netns::wait::eventually;
 
-/// The port of the pods' HTTP server.
-const HTTP: u16 = 8080;
 /// The port of every node that leads to its own web pod.
 const HOST_PORT: u16 = 8888;
 /// Nodes of the cluster.
@@ -69,7 +67,7 @@ fn the_range_of_a_deleted_node_is_reclaimed_by_the_others() {
         })
         .with_context(|| cluster.diagnosis())?;
         let (_, two) = (cluster.pod("one", "node1")?, cluster.pod("two", "node2")?);
-        answers(&cluster, "one", &two).map(drop)
+        cluster.who("one", &two, HTTP).map(drop)
     });
 }
 
@@ -81,7 +79,7 @@ fn a_restarted_kubelet_and_a_restarted_node_find_their_pods_a_network() {
         cluster.node("node2")?.restart_kubelet()?;
         cluster.wait_ready()?;
         ensure!(cluster.address("two")? == two, "a restart of the kubelet changed a pod's address");
-        answers(&cluster, "one", &two)?;
+        cluster.who("one", &two, HTTP)?;
 
         let node = cluster.node("node2")?;
         node.power_off()?;
@@ -89,8 +87,8 @@ fn a_restarted_kubelet_and_a_restarted_node_find_their_pods_a_network() {
         cluster.wait_ready()?;
         eventually(PATIENCE, "the restarted node's pod answers again", || {
             let two = cluster.address("two")?;
-            answers(&cluster, "one", &two)?;
-            answers(&cluster, "two", &one).map(drop)
+            cluster.who("one", &two, HTTP)?;
+            cluster.who("two", &one, HTTP).map(drop)
         })
         .with_context(|| cluster.diagnosis())
     });
@@ -103,13 +101,13 @@ fn storms_of_pods_with_agents_killed_leave_nothing_and_the_manifest_can_be_delet
         storm(&cluster)?;
         let (_, two) = (cluster.pod("one", "node1")?, cluster.pod("two", "node2")?);
         cluster.uninstall()?;
-        answers(&cluster, "one", &two).context("pods talk on without an agent")?;
+        cluster.who("one", &two, HTTP).context("pods talk on without an agent")?;
         cluster.install()?;
         cluster.wait_ready()?;
-        answers(&cluster, "one", &two)?;
+        cluster.who("one", &two, HTTP)?;
         let three = cluster.pod("three", "node2")?;
         ensure!(three != two, "an address was given out twice");
-        answers(&cluster, "one", &three).map(drop)
+        cluster.who("one", &three, HTTP).map(drop)
     });
 }
 
@@ -168,28 +166,32 @@ fn says_what_it_did(cluster: &Cluster) -> Result<()> {
 fn every_pod_reaches_every_pod(cluster: &Cluster, pods: &[(String, String)]) -> Result<()> {
     for (from, _) in pods {
         for (to, address) in pods {
-            let shown = answers(cluster, from, address)?;
+            let shown = cluster.who(from, address, HTTP)?;
             ensure!(&shown == to, "{address} is {to}, and {shown} answered {from}");
-            let seen = get(cluster, from, &format!("http://{address}:{HTTP}/clientip"))?;
+            let seen = cluster.seen(from, address, HTTP)?;
             let own = pods.iter().find(|(name, _)| name == from).map(|(_, address)| address.as_str());
-            ensure!(Some(seen.rsplit_once(':').map_or("", |it| it.0)) == own, "{to} saw {from} as {seen}");
+            ensure!(Some(seen.as_str()) == own, "{to} saw {from} as {seen}");
         }
     }
     Ok(())
 }
 
 fn the_service_is_reached_from_pods_and_nodes(cluster: &Cluster, pods: &[(String, String)]) -> Result<()> {
-    let address = service_address(cluster, "web")?;
+    let address = cluster.service("web")?;
     for (from, _) in pods {
-        eventually(PATIENCE, "the Service answers a pod", || answers_at(cluster, from, &address, 80))?;
+        eventually(PATIENCE, "the Service answers a pod", || cluster.who(from, &address, 80))?;
     }
     for node in cluster.nodes() {
         for (_, pod) in pods {
-            eventually(PATIENCE, "a pod answers a node", || from_node(node.host(), pod, HTTP))?;
+            eventually(PATIENCE, "a pod answers a node", || from_node(node.host(), pod, HTTP, "hostname"))?;
         }
-        eventually(PATIENCE, "the Service answers a node", || from_node(node.host(), &address, 80))?;
+        eventually(PATIENCE, "the Service answers a node", || {
+            from_node(node.host(), &address, 80, "hostname")
+        })?;
         let own = node.host().address().to_string();
-        eventually(PATIENCE, "the node port answers", || from_node(cluster.plane().host(), &own, 30080))?;
+        eventually(PATIENCE, "the node port answers", || {
+            from_node(cluster.plane().host(), &own, 30080, "hostname")
+        })?;
     }
     Ok(())
 }
@@ -197,9 +199,9 @@ fn the_service_is_reached_from_pods_and_nodes(cluster: &Cluster, pods: &[(String
 fn a_pod_reaches_itself_through_its_service(cluster: &Cluster) -> Result<()> {
     cluster.pod("alone", "node1")?;
     cluster.kubectl().run(&["expose", "pod", "alone", "--port=80", &format!("--target-port={HTTP}")])?;
-    let address = service_address(cluster, "alone")?;
+    let address = cluster.service("alone")?;
     eventually(PATIENCE, "a pod reaches itself through its Service", || {
-        let shown = answers_at(cluster, "alone", &address, 80)?;
+        let shown = cluster.who("alone", &address, 80)?;
         ensure!(shown == "alone", "{shown} answered");
         Ok(())
     })
@@ -208,7 +210,7 @@ fn a_pod_reaches_itself_through_its_service(cluster: &Cluster) -> Result<()> {
 fn host_ports_are_reached_from_other_nodes(cluster: &Cluster) -> Result<()> {
     for node in cluster.nodes() {
         let own = node.host().address().to_string();
-        from_node(cluster.plane().host(), &own, HOST_PORT).context("hostPort")?;
+        from_node(cluster.plane().host(), &own, HOST_PORT, "hostname").context("hostPort")?;
     }
     Ok(())
 }
@@ -308,31 +310,6 @@ fn nothing_is_left(cluster: &Cluster, node: &str) -> Result<()> {
     let ports: Vec<_> = links.lines().filter(|line| line.contains("master weave")).collect();
     ensure!(ports.is_empty(), "ports are left on {node}: {ports:?}");
     Ok(())
-}
-
-fn service_address(cluster: &Cluster, name: &str) -> Result<String> {
-    let service = cluster.kubectl().get(&["service", name])?;
-    service["spec"]["clusterIP"].as_str().map(str::to_owned).context("a Service without address")
-}
-
-fn answers(cluster: &Cluster, from: &str, address: &str) -> Result<String> {
-    answers_at(cluster, from, address, HTTP)
-}
-
-fn answers_at(cluster: &Cluster, from: &str, address: &str, port: u16) -> Result<String> {
-    get(cluster, from, &format!("http://{address}:{port}/hostname"))
-}
-
-fn get(cluster: &Cluster, from: &str, url: &str) -> Result<String> {
-    cluster
-        .shell(from, &format!("/usr/bin/curl -sS -m 5 {url}"))
-        .with_context(|| format!("{from} asks {url}"))
-}
-
-fn from_node(node: &weave_netns::Host, address: &str, port: u16) -> Result<String> {
-    let url = format!("http://{address}:{port}/hostname");
-    let answer = node.ns()?.succeed(command::words("curl", ["-sS", "-m", "5", &url]), "");
-    answer.with_context(|| format!("{} asks {url}", node.name()))
 }
 
 fn joined(thread: std::thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
