@@ -34,7 +34,7 @@ use weave_proto::peer::{Features, Terms};
 use self::budget::{Budget, Counts};
 use self::peer::{PeerState, Sight, Slot, Standing};
 use self::probing::Due;
-use crate::{Carrier, Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, WayNews};
+use crate::{Carrier, Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, Way, WayNews};
 
 /// What is told at the start.
 #[derive(Debug, Clone)]
@@ -86,11 +86,12 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// A machine that holds on to the ways of an earlier start. Nonces begin at `seed`.
+    /// A machine that holds on to the ways of an earlier start, but for those that this node can no longer go. Nonces
+    /// begin at `seed`.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         let saved: BTreeMap<PeerName, KnownWay> =
-            config.known.into_iter().map(|known| (known.peer, known)).collect();
+            config.known.into_iter().map(|known| (known.peer, still_possible(known, config.own))).collect();
         let peers = saved.iter().map(|(&peer, &known)| (peer, PeerState::restored(known))).collect();
         let mut hops: BTreeMap<PeerName, BTreeSet<PeerName>> = BTreeMap::new();
         for known in saved.values() {
@@ -334,6 +335,19 @@ impl Overlay {
             self.outputs.push_back(Output::Persist(known));
         }
     }
+}
+
+/// What is known of a peer, without a way that takes what this node does not have.
+fn still_possible(known: KnownWay, own: Features) -> KnownWay {
+    let is_possible = |way: &Way| {
+        let feature = match way.method {
+            Method::FastDp => Features::FASTDP,
+            Method::Sleeve => Features::SLEEVE,
+            Method::Quic => Features::QUIC,
+        };
+        own.has(feature) && (way.via == Via::Direct || own.has(Features::RELAY))
+    };
+    KnownWay { way: known.way.filter(is_possible), ..known }
 }
 
 #[cfg(test)]

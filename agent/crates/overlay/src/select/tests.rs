@@ -480,3 +480,13 @@ fn of_two_relays_the_one_in_use_stays_while_it_answers() {
     assert!(lab.until(one) <= secs(3), "{:?}", lab.history);
     assert!(matches!(one.via, Via::Relay(HOP)));
 }
+
+#[test]
+fn a_way_of_before_that_this_node_can_no_longer_go_is_not_held() {
+    let known = KnownWay { peer: PEER, way: Some(SLEEVE), mtu: Some(LARGEST), plain: true };
+    let mut lab = Lab::new(Encryption::default(), vec![known]);
+    let config = Config { own: Features::FASTDP, encryption: Encryption::default(), known: vec![known] };
+    lab.overlay = Overlay::new(config, 1);
+    lab.meet(facts(PEER), PEER);
+    assert_eq!(lab.way(), Some(FASTDP));
+}
