@@ -25,6 +25,8 @@ use super::{Cluster, Target, nodes, secret, service};
 
 /// How long to wait before looking again at something that others are about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// After so long the Node says what its agent waits for: longer than the agents of a new cluster wait for each other.
+const TELL_AFTER: Duration = Duration::from_secs(15);
 
 /// How long an agent that could go on at once waits to hear whether it was removed. Its pods talk meanwhile.
 const FENCE_PATIENCE: Duration = Duration::from_secs(2);
@@ -62,11 +64,14 @@ pub(super) struct Entrance<'a> {
     /// Since when what is to be found has been missing.
     secret_missing: Option<Instant>,
     universe_missing: Option<Instant>,
+    /// Since when others have been waited for, and what the Node says of it.
+    waiting: Option<Instant>,
+    told: Option<String>,
 }
 
 impl<'a> Entrance<'a> {
     pub(super) const fn new(cluster: &'a Cluster) -> Self {
-        Self { cluster, secret_missing: None, universe_missing: None }
+        Self { cluster, secret_missing: None, universe_missing: None, waiting: None, told: None }
     }
 
     /// Does what must be done, for as long as it takes; `waiting` hears of everything that is waited for.
@@ -78,6 +83,7 @@ impl<'a> Entrance<'a> {
                 Ok(entered) => return entered,
                 Err(Halt::Wait(why)) => {
                     backoff.succeed();
+                    self.tell(&why).await;
                     waiting(why);
                     LOOK_AGAIN.mul_f64(rng.random_range(0.5..1.5))
                 }
@@ -93,6 +99,18 @@ impl<'a> Entrance<'a> {
                 // Whoever follows the Nodes lives as long as the cluster.
                 Ok(()) = nodes.changed() => {}
             }
+        }
+    }
+
+    /// Has the Node say what is waited for, once that is more than a start in good order.
+    async fn tell(&mut self, why: &str) {
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        if since.elapsed() < TELL_AFTER || self.told.as_deref() == Some(why) {
+            return;
+        }
+        match self.cluster.tell_waiting(why).await {
+            Ok(()) => self.told = Some(why.to_owned()),
+            Err(error) => tracing::debug!(%error, "what is waited for was not told"),
         }
     }
 

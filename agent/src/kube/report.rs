@@ -17,7 +17,8 @@ const MAX_MESSAGE: usize = 1000;
 /// What can be wrong, as one word that `kubectl get events` can be filtered by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Problem {
-    /// The range has not been split yet: a majority is missing.
+    /// Peers without which nothing can be given out are missing: a majority for the first split, or all that own what
+    /// is free.
     NoQuorum,
     /// There is no address to be had.
     RangeExhausted,
@@ -29,6 +30,8 @@ pub(super) enum Problem {
     NodeNotReady,
     /// The cluster's objects are not as they should be.
     ClusterObjects,
+    /// The agent has been waiting for a while before it can take part in anything.
+    NotInCluster,
 }
 
 impl Problem {
@@ -40,6 +43,7 @@ impl Problem {
             Self::Removed => "WeavePeerRemoved",
             Self::NodeNotReady => "WeaveNodeNotReady",
             Self::ClusterObjects => "WeaveClusterObjects",
+            Self::NotInCluster => "WeaveNotInCluster",
         }
     }
 }
@@ -49,7 +53,8 @@ pub(super) fn problems(status: &Status, objects: &BTreeSet<String>) -> BTreeMap<
     let mut found = BTreeMap::new();
     if let Some(ipam) = status.ipam.as_ref().filter(|ipam| !ipam.ready) {
         let removed = ipam.removed.iter().any(|removed| removed.peer == status.name);
-        let problem = match (removed, ipam.entries.is_empty()) {
+        let missing = ipam.shares.iter().any(|share| share.addresses > 0 && !share.reachable);
+        let problem = match (removed, ipam.entries.is_empty() || missing) {
             (true, _) => Problem::Removed,
             (false, true) => Problem::NoQuorum,
             (false, false) => Problem::RangeExhausted,
@@ -95,7 +100,7 @@ pub(super) fn condition_patch(kind: &str, status: bool, reason: &str, message: &
         "type": kind,
         "status": if status { "True" } else { "False" },
         "reason": reason,
-        "message": message,
+        "message": cut(message),
         "lastHeartbeatTime": now,
         "lastTransitionTime": now,
     }] } })

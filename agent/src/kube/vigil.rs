@@ -99,6 +99,14 @@ impl Cluster {
         let _ = timeout(LAST_WORDS, self.tell(true, Problem::Removed.reason(), &message)).await;
     }
 
+    /// Says what an agent waits for that is not in the cluster yet.
+    pub(super) async fn tell_waiting(&self, why: &str) -> Result<(), ApiError> {
+        let reason = Problem::NotInCluster.reason();
+        let patch = report::condition_patch(report::CONDITION, false, reason, why, &now());
+        let _: Anything = self.api.patch(&Place::nodes(), &self.node, Change::Status, &patch).await?;
+        self.tell(true, reason, why).await.map(drop)
+    }
+
     async fn tell(&self, warning: bool, reason: &str, message: &str) -> Result<Anything, ApiError> {
         let event = report::event(&self.node, warning, reason, message, &now());
         self.api.create(&Place::events("default"), &event).await
