@@ -274,6 +274,14 @@ impl PeerState {
         if self.chosen.is_some_and(|chosen| !chosen.slot.is_sealed() && sight.due) {
             self.chosen = None;
         }
+        // What one side does not have carries nothing, whatever it did before, and a side without any way that is
+        // probed answers no probe of the kernel's either.
+        let is_missing = |chosen: Chosen| {
+            matches!(self.possible(chosen.slot, sight), Err(Unusable::NotHere | Unusable::NotThere))
+        };
+        if self.chosen.is_some_and(is_missing) {
+            self.chosen = None;
+        }
         match self.chosen {
             None => self.begin(sight),
             Some(chosen) => {

@@ -490,3 +490,13 @@ fn a_way_of_before_that_this_node_can_no_longer_go_is_not_held() {
     lab.meet(facts(PEER), PEER);
     assert_eq!(lab.way(), Some(FASTDP));
 }
+
+#[test]
+fn a_way_that_the_peer_no_longer_offers_gives_way_to_the_kernel_s_although_nothing_answers() {
+    let known = KnownWay { peer: PEER, way: Some(SLEEVE), mtu: Some(LARGEST), plain: true };
+    let mut lab = Lab::new(Encryption::default(), vec![known]);
+    lab.meet(facts(PEER), PEER);
+    assert_eq!(lab.way(), Some(SLEEVE));
+    lab.meet(PeerFacts { features: Features::FASTDP, ..facts(PEER) }, PEER);
+    assert_eq!(lab.way(), Some(FASTDP));
+}
