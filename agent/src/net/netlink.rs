@@ -367,8 +367,8 @@ fn judged(step: &Step, result: io::Result<()>) -> Result<(), NetError> {
         (Some(Errno::ADDRINUSE), Step::CreateLink { name, .. }) => Err(NetError::Foreign {
             object: format!("what holds UDP {VXLAN_PORT}"),
             reason: format!(
-                "{name} needs the port: `ip -d link show type vxlan` and `ss -lunp` tell whose it is (Weave Net's is \
-                 vxlan-6784: `ip link delete vxlan-6784`)"
+                "{name} needs the port: `ip -d link show type vxlan` and `ss -lunp` tell whose it is (that of \
+                 Weave Net goes with `weave reset --weave-net`)"
             ),
         }),
         (_, _) => Err(failed(step, error)),

@@ -182,7 +182,7 @@ fn a_port_that_somebody_holds_is_one_problem_with_its_remedy_and_no_more() {
     let mut wanted = state(1);
     wanted.peers = vec![path(2), path(3)];
     let error = try_apply(&node, wanted).unwrap_err().to_string();
-    assert!(error.contains("UDP 6784") && error.contains("ip link delete vxlan-6784"), "{error}");
+    assert!(error.contains("UDP 6784") && error.contains("weave reset --weave-net"), "{error}");
     assert_eq!(node.health().problems.len(), 1, "{:?}", node.health().problems);
     assert!(host.run("ip route show proto 87").contains("unreachable 10.32.0.0/12"));
     host.run("ip link delete vxlan-6784");
