@@ -25,6 +25,7 @@ mod way;
 
 pub use select::{Config, Output, Overlay, Report};
 pub use table::{
-    Choice, Encryption, Forward, ForwardingTable, KnownWay, NoPath, PeerFacts, PeerPath, PlainFrom, Vtep,
+    Choice, Encryption, Forward, ForwardingTable, KnownWay, NoPath, PeerFacts, PeerPath, PlainFrom,
+    QuicWanted, Vtep,
 };
 pub use way::{Carrier, Method, Probe, ProbeAnswer, Via, Way, WayNews};

@@ -308,6 +308,7 @@ impl Overlay {
         let sight = Sight { own: self.own, due: self.is_due(&state), relays: &self.relays };
         state.refresh(&sight, now);
         self.changed |= state.decide(&sight, now);
+        self.changed |= state.look_for_quic(&sight, now);
         self.probe(name, &mut state, now);
         self.save(name, &state);
         let sealed = state.sealed().filter(|_| state.facts.features.has(Features::RELAY));

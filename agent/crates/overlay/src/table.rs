@@ -145,6 +145,17 @@ pub struct ForwardingTable {
     pub plain_from: PlainFrom,
     /// How sealed records of others go on to a peer, for which this node relays. Only ways that answer.
     pub forwards: Vec<Forward>,
+    /// With whom there should be a QUIC connection for packets.
+    pub quic: Vec<QuicWanted>,
+}
+
+/// A peer with which there should be a QUIC connection for packets: no better way answers, or it is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuicWanted {
+    /// The peer.
+    pub peer: PeerName,
+    /// Whether there is nothing better to wait for.
+    pub soon: bool,
 }
 
 /// How sealed records of others go on to a peer.

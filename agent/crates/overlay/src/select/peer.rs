@@ -184,6 +184,8 @@ pub(crate) struct PeerState {
     pub(crate) counted: Counts,
     /// When packets of pods were last sent to it, and since when they are.
     traffic: Option<(Instant, Instant)>,
+    /// Whether there should be a QUIC connection; if so, whether there is nothing better to wait for.
+    pub(crate) wants_quic: Option<bool>,
     /// How often each has been left for its silence.
     failures: BTreeMap<Slot, u32>,
     known_mtu: Option<(Slot, u32)>,
@@ -393,6 +395,28 @@ impl PeerState {
         if live.health.answers() {
             chosen.ground = Ground::Answered;
         }
+    }
+
+    /// Whether there should be a QUIC connection: it is in use, or nothing better answers. While something does, there is
+    /// none, since it would cost a handshake and a sign of life every second and be of no use.
+    pub(crate) fn look_for_quic(&mut self, sight: &Sight<'_>, now: Instant) -> bool {
+        let quic = Slot::Direct(Method::Quic);
+        let better: Vec<Slot> = [Method::FastDp, Method::Sleeve]
+            .map(Slot::Direct)
+            .into_iter()
+            .filter(|&slot| self.possible(slot, sight).is_ok())
+            // What is relayed goes sealed, whatever the peer's own packets do.
+            .filter(|slot| slot.is_sealed() || !self.relaying)
+            .collect();
+        let is_sound = |slot: &Slot| {
+            self.ways.get(slot).is_some_and(|live| {
+                live.health.answers() && live.health.overdue_since(live.health.since(), now) < ASKED
+            })
+        };
+        let in_use = self.chosen.is_some_and(|chosen| chosen.slot == quic);
+        let wanted = self.possible(quic, sight).is_ok() && (in_use || !better.iter().any(is_sound));
+        let wants = wanted.then_some(in_use || better.is_empty());
+        std::mem::replace(&mut self.wants_quic, wants) != wants
     }
 
     /// Packets of pods have been sent to the peer; whether that is news.

@@ -8,7 +8,9 @@ use weave_proto::peer::Features;
 
 use super::Overlay;
 use super::peer::{Chosen, Ground, PeerState, Sight, Slot};
-use crate::{Choice, Forward, ForwardingTable, Method, NoPath, PeerPath, PlainFrom, Via, Vtep, Way};
+use crate::{
+    Choice, Forward, ForwardingTable, Method, NoPath, PeerPath, PlainFrom, QuicWanted, Via, Vtep, Way,
+};
 
 /// How a peer is reached, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,11 @@ impl Overlay {
             vteps: vteps.collect(),
             plain_from: self.plain_from(),
             forwards: self.forwards(),
+            quic: self
+                .peers
+                .iter()
+                .filter_map(|(&peer, state)| Some(QuicWanted { peer, soon: state.wants_quic? }))
+                .collect(),
         }
     }
 

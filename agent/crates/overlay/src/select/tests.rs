@@ -252,6 +252,32 @@ fn what_is_said_of_a_peer_before_the_mesh_tells_of_it_counts_when_it_does() {
 }
 
 #[test]
+fn a_quic_connection_is_wanted_while_it_is_used_or_nothing_better_answers_and_else_never() {
+    let mut lab = Lab::with(&[FASTDP, SLEEVE]);
+    let wanted = |lab: &Lab| lab.table().quic.first().map(|wanted| wanted.soon);
+    lab.run(secs(2));
+    assert_eq!(wanted(&lab), None);
+    lab.cut(FASTDP);
+    lab.run(secs(20));
+    assert_eq!((lab.way(), wanted(&lab)), (Some(SLEEVE), None));
+    lab.cut(SLEEVE);
+    lab.run(secs(2));
+    assert_eq!(wanted(&lab), Some(false));
+    lab.open(QUIC);
+    lab.until(QUIC);
+    assert_eq!(wanted(&lab), Some(true));
+    lab.open(FASTDP);
+    lab.until(FASTDP);
+    lab.run(secs(1));
+    assert_eq!(wanted(&lab), None);
+
+    // Where there is nothing else, nothing is waited for.
+    let features = Features::QUIC;
+    lab.meet(PeerFacts { features, ..facts(OTHER) }, OTHER);
+    assert_eq!(wanted(&lab), Some(true));
+}
+
+#[test]
 fn what_is_missing_is_named_and_nothing_is_guessed() {
     type Change = fn(&mut PeerFacts);
     let changes: [(Change, crate::NoPath); 4] = [
