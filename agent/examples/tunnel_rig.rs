@@ -145,7 +145,8 @@ async fn serve(engine: &Engine, number: u8, record_len: usize, peers: &[Known]) 
         }
         for known in peers.iter().filter(|known| known.way == Way::Quic && known.number > number) {
             if !links.iter().any(|(peer, _, task)| *peer == name(known.number) && !task.is_finished()) {
-                net.open_data(SocketAddr::new(known.outer, DEFAULT_PORT), identity(known.number)?.key());
+                net.data_door()
+                    .open(SocketAddr::new(known.outer, DEFAULT_PORT), identity(known.number)?.key());
             }
         }
         engine.maintain(Instant::now());

@@ -35,7 +35,7 @@ pub struct TunnelSettings {
     /// The methods that may carry packets to other nodes, in any order: fastdp, sleeve, quic
     ///
     /// The best that answers is used. fastdp is the kernel's VXLAN on UDP 6784, sleeve sealed records on UDP 6785,
-    /// quic the same on the control port.
+    /// quic the same in a QUIC connection on the control port, made only while nothing better answers.
     #[arg(long, value_name = "METHODS", value_delimiter = ',', default_value = "fastdp,sleeve,quic")]
     pub methods: Vec<Method>,
 

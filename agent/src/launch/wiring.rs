@@ -24,12 +24,13 @@ use crate::cni::server::Server;
 use crate::cni::{Cni, Paths, tombstones};
 use crate::config::{IpallocInit, Method, Settings};
 use crate::control::ControlSocket;
-use crate::dataplane::driver::{self, Driver, Order, Tunnel};
+use crate::dataplane::driver::{self, Driver, Order, QuicDoor, Tunnel};
+use crate::dataplane::sleeve;
 use crate::http::{MetricsServer, StatusServer};
 use crate::identity::{self, Identity};
 use crate::kube::Surroundings;
 use crate::net::{ForwardAccept, HostOptions, Node};
-use crate::peer::{self, PeerEvent, PeerNet, Secrets};
+use crate::peer::{self, Data, DataEvent, PeerEvent, PeerNet, Secrets};
 use crate::store::{Loaded, Presence, Store};
 use crate::task;
 
@@ -139,9 +140,10 @@ impl Wiring {
             }
             bail!("the brain or the links have ended")
         });
+        let (data, connections) = data(settings, self.has_tun).unzip();
         let mut refused = None;
         for listen in settings.mesh.listen() {
-            let at = peer::Settings { listen, data: None };
+            let at = peer::Settings { listen, data: data.clone() };
             let bound = PeerNet::bind(
                 at,
                 self.identity.clone(),
@@ -153,7 +155,7 @@ impl Wiring {
                 Ok(peers) => {
                     tracing::info!("Listening for peers on UDP {listen}");
                     self.follow_secrets(settings, &peers, secrets);
-                    self.spawn_driver(settings, &peers);
+                    self.spawn_driver(settings, &peers, connections);
                     return Ok(peers);
                 }
                 Err(error) => refused = Some(error),
@@ -174,11 +176,17 @@ impl Wiring {
     }
 
     /// Starts what makes and ends sessions with the links, and the way from it to the brain.
-    fn spawn_driver(&mut self, settings: &Settings, peers: &PeerNet) {
+    fn spawn_driver(
+        &mut self,
+        settings: &Settings,
+        peers: &PeerNet,
+        connections: Option<mpsc::UnboundedReceiver<DataEvent>>,
+    ) {
         let Some((tunnel, orders)) = self.tunnel.take() else { return };
         let (reports, mut news) = mpsc::unbounded_channel();
-        let driver =
-            Driver::new(driver_settings(settings, &self.identity), tunnel, peers.keys(), orders, reports);
+        let quic = connections.map(|events| QuicDoor { door: peers.data_door(), events });
+        let doors = (peers.keys(), quic);
+        let driver = Driver::new(driver_settings(settings, &self.identity), tunnel, doors, orders, reports);
         self.spawn("the driver of the tunnels", async move {
             driver.run().await;
             bail!("the brain has ended")
@@ -416,6 +424,7 @@ fn order_of(event: &PeerEvent) -> Option<Order> {
             dialled: up.direction == Direction::Outbound,
             addr: up.addr,
             peer: up.hello.name,
+            key: up.key,
         }),
         PeerEvent::LinkDown { link, reason } => {
             Some(Order::LinkDown { link: *link, withdrawn: reason.text.contains(peer::SECRET_WITHDRAWN) })
@@ -425,7 +434,17 @@ fn order_of(event: &PeerEvent) -> Option<Order> {
 }
 
 fn driver_settings(settings: &Settings, identity: &Identity) -> driver::Settings {
-    driver::Settings { name: identity.name(), host: settings.mesh.host }
+    let by_udp = settings.tunnels.allows(Method::Sleeve);
+    driver::Settings { name: identity.name(), host: settings.mesh.host, by_udp }
+}
+
+/// How QUIC connections for packets are shaped, and where they go; none if there are none.
+fn data(settings: &Settings, has_tun: bool) -> Option<(Data, mpsc::UnboundedReceiver<DataEvent>)> {
+    if !has_tun || !settings.tunnels.allows(Method::Quic) {
+        return None;
+    }
+    let (events, connections) = mpsc::unbounded_channel();
+    Some((Data { tune: sleeve::tune, max_udp_payload: sleeve::MAX_UDP_PAYLOAD, events }, connections))
 }
 
 /// The tunnels in user space, or why there are none.
@@ -447,7 +466,8 @@ fn features(settings: &Settings, has_tun: bool) -> Features {
     for (has, feature) in [
         (tunnels.allows(Method::FastDp), Features::FASTDP),
         (has_tun && tunnels.allows(Method::Sleeve), Features::SLEEVE),
-        (has_tun && tunnels.allows(Method::Sleeve), Features::RELAY),
+        (has_tun && tunnels.allows(Method::Quic), Features::QUIC),
+        (has_tun && tunnels.allows_user_space(), Features::RELAY),
         (tunnels.wants_encryption(), Features::ENCRYPT),
     ] {
         if has {

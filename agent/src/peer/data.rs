@@ -7,7 +7,7 @@
 //! listener knows before TLS does, and offers this connection other limits. The mark is a hint: TLS settles by ALPN what
 //! the connection is, and refuses one that does not keep its word.
 //!
-//! The link's owner is the connection's owner too: it dials it ([`super::PeerNet::open_data`]) to a peer that it has a
+//! The link's owner is the connection's owner too: it dials it ([`super::DataDoor`]) to a peer that it has a
 //! link with, and closes it when the link goes.
 
 use std::net::SocketAddr;

@@ -150,6 +150,21 @@ impl LinkKeys {
     }
 }
 
+/// Makes connections for pods' packets.
+#[derive(Debug, Clone)]
+pub struct DataDoor {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl DataDoor {
+    /// Tries to make one with the peer of this key, which has a link at `addr`. Answered by one [`DataEvent`]; nothing
+    /// happens if nobody takes such connections.
+    pub fn open(&self, addr: SocketAddr, key: PeerKey) {
+        // Fails only when the door has been shut, and then there is nothing left to do.
+        let _ = self.commands.send(Command::Data(addr, key));
+    }
+}
+
 /// All links of this peer. Dropping it cuts them; [`shutdown`](Self::shutdown) says goodbye first.
 pub struct PeerNet {
     hands: Hands,
@@ -213,10 +228,10 @@ impl PeerNet {
         self.hands.command(Command::Dial(dial, addr));
     }
 
-    /// Tries to make a connection for pods' packets with the peer of this key, which has a link at `addr`. Answered by
-    /// one [`DataEvent`]; nothing happens if nobody takes such connections.
-    pub fn open_data(&self, addr: SocketAddr, key: PeerKey) {
-        self.hands.command(Command::Data(addr, key));
+    /// Where connections for pods' packets are made.
+    #[must_use]
+    pub fn data_door(&self) -> DataDoor {
+        DataDoor { commands: self.hands.commands.clone() }
     }
 
     /// Says `message` on a link. Never waits: what the other side has not read yet is replaced by what is newer.

@@ -24,7 +24,7 @@ use weave_topology::LinkId;
 use zeroize::Zeroizing;
 
 use super::sessions::{Sessions, is_due};
-use crate::dataplane::sleeve::{PORT, SessionSettings};
+use crate::dataplane::sleeve::SessionSettings;
 
 /// How soon an offer is said again, at first: a session is usually heard within two round trips.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -109,7 +109,12 @@ impl Links {
     }
 
     /// What is to be said now: every offer for the first time, and those that nothing has come of.
-    pub(super) fn offers(&mut self, queues: u8, sessions: &Sessions, now: Instant) -> Vec<(LinkId, Offer)> {
+    pub(super) fn offers(
+        &mut self,
+        (queues, port): (u8, u16),
+        sessions: &Sessions,
+        now: Instant,
+    ) -> Vec<(LinkId, Offer)> {
         let mut offers = Vec::new();
         for (&id, link) in &mut self.all {
             let Some(own) = &mut link.own else { continue };
@@ -120,7 +125,7 @@ impl Links {
             if due {
                 (own.said, own.missed) = (Some(now), false);
                 let suites = suites().iter().map(|&suite| suite as u8).collect();
-                offers.push((id, Offer { index: own.index, suites, queues, port: PORT }));
+                offers.push((id, Offer { index: own.index, suites, queues, port }));
             }
         }
         offers
@@ -187,9 +192,6 @@ fn common(offer: &Offer, queues: u8) -> Result<(Suite, NonZeroU8, NonZeroU8), &'
         .ok_or("the two ends have no cipher in common: upgrade the older one")?;
     let send = NonZeroU8::new(queues).ok_or("this node has no queue")?;
     let receive = NonZeroU8::new(offer.queues).ok_or("the peer offers no queue")?;
-    if offer.port == 0 {
-        return Err("the peer takes no sealed records by UDP");
-    }
     Ok((suite, send, receive))
 }
 

@@ -14,10 +14,12 @@
 //! and what was to be told is told anew by the next agent. While nothing happens it wakes once a second if there are
 //! sessions (an epoch may be due) or peers that the kernel may send to ([`traffic`]), else never.
 
+mod beside;
 mod counted;
 mod ends;
 mod prober;
 mod probes;
+mod quic;
 mod sessions;
 mod telling;
 mod traffic;
@@ -31,25 +33,28 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use weave_overlay::{ForwardingTable, Probe, ProbeAnswer, WayNews};
-use weave_proto::PeerName;
 use weave_proto::local::status::SessionStatus;
 use weave_proto::peer::Offer;
+use weave_proto::{PeerKey, PeerName};
 use weave_sleeve::header::OVERHEAD;
 use weave_topology::LinkId;
 
+use self::beside::Beside;
 pub use self::counted::Counted;
 use self::counted::Teller;
 use self::ends::Links;
 use self::prober::{Heard, Prober};
+use self::quic::Carried;
+pub use self::quic::QuicDoor;
 use self::sessions::{GREETING, Sessions};
 use self::traffic::Traffic;
 pub use self::tunnel::Tunnel;
 pub use self::underlay::SEALED_MORE;
 use self::underlay::{UNDERLAY_LOOK, Underlay};
 use self::word::{Kind, WORD_LEN, Word};
-use super::sleeve::{Carrier, Event, Peer};
+use super::sleeve::{Carrier, Event, PORT, Peer};
 use crate::net::{SizeWatch, names};
-use crate::peer::LinkKeys;
+use crate::peer::{DataEvent, LinkKeys};
 
 /// How often epochs and the silence of sessions are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -61,6 +66,8 @@ pub struct Settings {
     pub name: PeerName,
     /// Where to take records: an address of the machine, or all of them.
     pub host: Option<IpAddr>,
+    /// Whether records are taken by UDP.
+    pub by_udp: bool,
 }
 
 /// What the driver is told.
@@ -76,6 +83,8 @@ pub enum Order {
         addr: SocketAddr,
         /// Who.
         peer: PeerName,
+        /// The key that the peer has proven to hold.
+        key: PeerKey,
     },
     /// A link is gone.
     LinkDown {
@@ -123,6 +132,9 @@ pub struct Driver {
     reports: mpsc::UnboundedSender<Report>,
     links: Links,
     sessions: Sessions,
+    /// None where no QUIC connection may carry.
+    quic: Option<QuicDoor>,
+    beside: Beside<Carried>,
     probers: [Prober; 2],
     table: ForwardingTable,
     asked: BTreeMap<u64, (Probe, Instant)>,
@@ -142,6 +154,7 @@ enum Wake {
     Heard(Heard),
     Size,
     Traffic(Vec<PeerName>),
+    Data(Option<DataEvent>),
     Time,
 }
 
@@ -151,7 +164,7 @@ impl Driver {
     pub fn new(
         settings: Settings,
         tunnel: Result<Tunnel, String>,
-        keys: LinkKeys,
+        (keys, quic): (LinkKeys, Option<QuicDoor>),
         orders: mpsc::UnboundedReceiver<Order>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
@@ -164,6 +177,8 @@ impl Driver {
             reports,
             links: Links::default(),
             sessions: Sessions::default(),
+            quic,
+            beside: Beside::default(),
             probers,
             table: ForwardingTable::default(),
             asked: BTreeMap::new(),
@@ -194,6 +209,7 @@ impl Driver {
                     self.settle();
                 }
                 Wake::Traffic(peers) => self.on_traffic(peers),
+                Wake::Data(event) => self.on_data(event),
                 Wake::Time => self.look(),
             }
         }
@@ -207,6 +223,12 @@ impl Driver {
             match &mut self.tunnel {
                 Ok(tunnel) => tunnel.event().await,
                 Err(_) => std::future::pending().await,
+            }
+        };
+        let data = async {
+            match &mut self.quic {
+                Some(quic) => quic.events.recv().await,
+                None => std::future::pending().await,
             }
         };
         let time = async {
@@ -228,6 +250,7 @@ impl Driver {
             heard = six.heard() => Wake::Heard(heard),
             () = size => Wake::Size,
             peers = self.traffic.heard() => Wake::Traffic(peers),
+            event = data => Wake::Data(event),
             () = time => Wake::Time,
         }
     }
@@ -243,8 +266,9 @@ impl Driver {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::LinkUp { link, dialled, addr, peer } => {
+            Order::LinkUp { link, dialled, addr, peer, key } => {
                 let now = Instant::now();
+                self.beside.link_up(link, peer, beside::Link { addr, key, dialled, since: now });
                 self.underlay.look_again_at(addr.ip());
                 self.links.up(link, peer, dialled, addr);
                 self.links.draw(link, &self.sessions, now);
@@ -252,14 +276,18 @@ impl Driver {
                 self.settle();
             }
             Order::LinkDown { link, withdrawn } => {
+                let now = Instant::now();
                 self.links.down(link);
-                self.sessions.link_down(link, withdrawn, Instant::now());
+                self.sessions.link_down(link, withdrawn, now);
+                self.beside.link_down(link, withdrawn, now);
+                self.attend_quic(now);
                 self.settle();
             }
             Order::Offer { link, peer, offer } => self.on_offer(link, peer, offer),
             Order::Probe(probe) => self.probe(probe),
             Order::Table(table) => {
                 self.table = table;
+                self.want_quic(Instant::now());
                 self.settle();
             }
         }
@@ -268,7 +296,8 @@ impl Driver {
     /// Says on links how records are taken, where that is due.
     fn offer(&mut self, now: Instant) {
         let Ok(tunnel) = &self.tunnel else { return };
-        for (link, offer) in self.links.offers(tunnel.queues, &self.sessions, now) {
+        let port = if self.settings.by_udp { PORT } else { 0 };
+        for (link, offer) in self.links.offers((tunnel.queues, port), &self.sessions, now) {
             self.tell(Report::Offer(link, offer));
         }
     }
@@ -304,11 +333,15 @@ impl Driver {
         }
     }
 
+    /// Greets the other end of a session by every way that there is.
     fn greet(&self, index: u32) {
-        if let Ok(tunnel) = &self.tunnel {
-            let greeting = Word { kind: Kind::Greeting, nonce: 0, len: 0 };
+        let (Ok(tunnel), Some(session)) = (&self.tunnel, self.sessions.get(index)) else { return };
+        let greeting = Word { kind: Kind::Greeting, nonce: 0, len: 0 }.to_bytes();
+        let udp = (session.remote.port() != 0).then_some(Carrier::Udp);
+        let quic = self.quic_to(session.peer).cloned().map(Carrier::Quic);
+        for carrier in udp.into_iter().chain(quic) {
             // Lost or refused, the next one will do.
-            let _sent = tunnel.engine.probe(index, &Carrier::Udp, &greeting.to_bytes(), OVERHEAD + WORD_LEN);
+            let _sent = tunnel.engine.probe(index, &carrier, &greeting, OVERHEAD + WORD_LEN);
         }
     }
 
@@ -320,7 +353,8 @@ impl Driver {
             Event::Roamed { peer, to } => {
                 tracing::info!(%peer, %to, "A peer's sealed records come from another address");
             }
-            Event::QuicLargest { .. } | Event::QuicLost { .. } => {}
+            Event::QuicLargest { .. } => self.settle(),
+            Event::QuicLost { link, why } => self.on_quic_lost(&link, &why),
             Event::DeviceLost => self.on_device_lost(),
         }
     }
@@ -342,6 +376,7 @@ impl Driver {
             self.greet(index);
         }
         self.offer(now);
+        self.attend_quic(now);
         if now >= self.underlay_looked + UNDERLAY_LOOK {
             self.underlay_looked = now;
             self.underlay.look_again();
@@ -367,6 +402,7 @@ impl Driver {
     fn on_device_lost(&mut self) {
         tracing::warn!(device = names::TUN, "the device of the sealed tunnels has vanished: making it anew");
         self.sessions.clear();
+        self.beside.clear();
         self.given.clear();
         // The old one first: it holds the port.
         self.tunnel = Err("the device has vanished".to_owned());
@@ -380,6 +416,7 @@ impl Driver {
             self.agree(link);
         }
         self.offer(now);
+        self.attend_quic(now);
         self.settle();
     }
 

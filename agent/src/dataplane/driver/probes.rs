@@ -26,7 +26,10 @@ impl Driver {
                 let (carrier, overhead) = match from {
                     Source::Udp(_) => (Carrier::Udp, OVERHEAD),
                     Source::Relay(hop) => (Carrier::Relay(hop), RELAYED_OVERHEAD),
-                    Source::Quic(_) => return,
+                    Source::Quic(peer) => match self.quic_to(peer) {
+                        Some(link) => (Carrier::Quic(link.clone()), OVERHEAD),
+                        None => return,
+                    },
                 };
                 let answer = Word { kind: Kind::Answer, ..word };
                 // A lost answer is a lost probe, which will be repeated.
@@ -83,7 +86,10 @@ impl Driver {
             (Method::Sleeve | Method::Quic, Via::Relay(hop)) => {
                 self.probe_sealed(peer, &Carrier::Relay(hop), word, len + RELAYED_OVERHEAD)
             }
-            (Method::Quic, Via::Direct) => false,
+            (Method::Quic, Via::Direct) => match self.quic_to(peer).cloned() {
+                Some(link) => self.probe_sealed(peer, &Carrier::Quic(link), word, len + OVERHEAD),
+                None => false,
+            },
         };
         if sent {
             self.asked.insert(nonce, (probe, now));

@@ -99,6 +99,10 @@ impl Sessions {
         self.all.is_empty()
     }
 
+    pub(super) fn get(&self, index: u32) -> Option<&Session> {
+        self.all.get(&index)
+    }
+
     pub(super) fn contains(&self, index: u32) -> bool {
         self.all.contains_key(&index)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use weave_overlay::{Carrier as Of, Method, Via, WayNews};
+use weave_overlay::{Carrier as Of, Method, Via, Way, WayNews};
 use weave_proto::PeerName;
 use weave_sleeve::header::OVERHEAD;
 use weave_sleeve::relay::RELAYED_OVERHEAD;
@@ -44,19 +44,35 @@ impl Driver {
         let paths: BTreeMap<PeerName, _> = self.table.paths.iter().map(|path| (path.peer, path)).collect();
         let mut peers = Vec::with_capacity(names.len());
         for name in names {
-            let path = paths.get(&name);
-            let session = self.sessions.to(name).map(|(index, session)| (index, session.remote.ip()));
-            let via = path.map_or(Via::Direct, |path| path.way.via);
-            let (carrier, hop, overhead) = match via {
-                Via::Direct => (Carrier::Udp, session.map(|(session, _)| Hop::Udp { session }), OVERHEAD),
+            let path = paths.get(&name).copied();
+            let session = self.sessions.to(name).map(|(index, session)| (index, session.remote));
+            let quic = self.quic_to(name).cloned();
+            let by_quic = Way::direct(Method::Quic);
+            let (carrier, hop, overhead) = match path.map_or(Via::Direct, |path| path.way.via) {
+                Via::Direct => {
+                    let used = quic.clone().filter(|_| path.is_some_and(|path| path.way == by_quic));
+                    let relaying = quic.filter(|_| {
+                        self.table.forwards.iter().any(|on| on.peer == name && on.way == by_quic)
+                    });
+                    let hop = session.map(|(session, _)| match relaying.or_else(|| used.clone()) {
+                        Some(link) => Hop::Quic { session, link },
+                        None => Hop::Udp { session },
+                    });
+                    (used.map_or(Carrier::Udp, Carrier::Quic), hop, OVERHEAD)
+                }
                 Via::Relay(hop) => (Carrier::Relay(hop), Some(Hop::Next(hop)), RELAYED_OVERHEAD),
             };
-            let largest = session.map(|(_, at)| self.underlay.largest(at));
+            let largest = session.map(|(_, at)| self.underlay.largest(at.ip()));
             let mtu = path.and_then(|path| path.mtu).or(largest).unwrap_or(SMALLEST);
+            // A peer that takes nothing by UDP is sent nothing by it, not even for want of better.
+            let sendable =
+                |&(_, remote): &(u32, std::net::SocketAddr)| carrier != Carrier::Udp || remote.port() != 0;
+            let send_with =
+                session.filter(sendable).map(|(session, _)| SendWith { session, carrier: carrier.clone() });
             peers.push(Peer {
                 peer: name,
                 ranges: path.map(|path| path.ranges.clone()).unwrap_or_default(),
-                send_with: session.map(|(session, _)| SendWith { session, carrier }),
+                send_with,
                 hop,
                 record_len: usize::try_from(mtu).unwrap_or(usize::MAX) + overhead,
             });
@@ -76,6 +92,9 @@ impl Driver {
                 None => "the two ends have not agreed on keys yet".to_owned(),
             };
             let largest = session.map(|at| self.underlay.largest(at.ip()));
+            if self.quic.is_some() {
+                ways.push(self.way_by_quic(peer, session.is_some().then_some(()).ok_or_else(why)));
+            }
             for carrier in [Of::Direct(Method::Sleeve), Of::Relay] {
                 ways.push(match largest {
                     Some(largest) if carrier == Of::Relay => {
@@ -117,6 +136,22 @@ impl Driver {
             let vtep = self.table.vteps.iter().find(|vtep| vtep.underlay.is_ipv6() == six);
             vtep.map_or(Ok(()), |vtep| prober(&mut self.probers, vtep.underlay).ensure())
         })
+    }
+
+    /// What can be said of the QUIC connection with a peer; `session` is why it has nothing to carry.
+    fn way_by_quic(&self, peer: PeerName, session: Result<(), String>) -> WayNews {
+        let carrier = Of::Direct(Method::Quic);
+        let largest = self.quic_to(peer).map(|link| link.largest().saturating_sub(OVERHEAD));
+        match (largest, session) {
+            (Some(0), _) => {
+                WayNews::Down { peer, carrier, why: "the other end takes no datagrams".to_owned() }
+            }
+            (Some(largest), Ok(())) => {
+                WayNews::Up { peer, carrier, largest: u32::try_from(largest).unwrap_or(u32::MAX) }
+            }
+            (Some(_), Err(why)) => WayNews::Down { peer, carrier, why },
+            (None, _) => WayNews::Down { peer, carrier, why: self.beside.why_not(peer) },
+        }
     }
 
     fn news(&mut self, news: WayNews) {

@@ -44,7 +44,7 @@ impl DataPeer {
 async fn a_data_connection_says_who_is_at_its_ends_and_takes_datagrams() {
     let (mut a, mut b) = (DataPeer::start("secret").await, DataPeer::start("secret").await);
 
-    a.peer.net.open_data(b.peer.addr(), b.peer.identity.key());
+    a.peer.net.data_door().open(b.peer.addr(), b.peer.identity.key());
     let ((at_a, a_dialled, a_end), (at_b, b_dialled, b_end)) = (a.up().await, b.up().await);
 
     assert_eq!((at_a, at_b), (b.peer.identity.name(), a.peer.identity.name()));
@@ -59,7 +59,7 @@ async fn a_data_connection_says_who_is_at_its_ends_and_takes_datagrams() {
 async fn links_are_made_beside_data_connections() {
     let (mut a, mut b) = (DataPeer::start("secret").await, DataPeer::start("secret").await);
 
-    a.peer.net.open_data(b.peer.addr(), b.peer.identity.key());
+    a.peer.net.data_door().open(b.peer.addr(), b.peer.identity.key());
     linked(&mut a.peer, &mut b.peer).await;
 
     a.up().await;
@@ -71,7 +71,7 @@ async fn another_peer_than_the_expected_one_gets_no_packets() {
     let (mut a, b) = (DataPeer::start("secret").await, DataPeer::start("secret").await);
     let somebody = Identity::generate(PeerUid(1)).unwrap();
 
-    a.peer.net.open_data(b.peer.addr(), somebody.key());
+    a.peer.net.data_door().open(b.peer.addr(), somebody.key());
 
     let reason = a.failed().await;
     assert!(reason.text.contains("another peer answers at"), "{reason}");
@@ -81,7 +81,7 @@ async fn another_peer_than_the_expected_one_gets_no_packets() {
 async fn a_stranger_gets_no_data_connection() {
     let (mut a, mut b) = (DataPeer::start("secret one").await, DataPeer::start("secret two").await);
 
-    a.peer.net.open_data(b.peer.addr(), b.peer.identity.key());
+    a.peer.net.data_door().open(b.peer.addr(), b.peer.identity.key());
 
     let reason = a.failed().await;
     assert!(reason.text.contains("another cluster secret"), "{reason}");
@@ -93,7 +93,7 @@ async fn a_peer_that_carries_no_packets_refuses_and_keeps_its_links() {
     let (mut a, mut b) = (DataPeer::start("secret").await, Peer::start("secret").await);
     linked(&mut a.peer, &mut b).await;
 
-    a.peer.net.open_data(b.addr(), b.identity.key());
+    a.peer.net.data_door().open(b.addr(), b.identity.key());
 
     a.failed().await;
     b.refused().await;

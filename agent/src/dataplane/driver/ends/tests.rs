@@ -114,7 +114,7 @@ impl World {
             engine.remove(&closed);
         }
         let greeting = sessions.greeting(now);
-        let offers = links.offers(1, sessions, now);
+        let offers = links.offers((1, 6785), sessions, now);
         greeting.into_iter().for_each(|index| self.record(end, index));
         offers.into_iter().for_each(|(link, offer)| self.send(1 - end, Packet::Offer(link, offer)));
     }
@@ -233,7 +233,7 @@ fn an_offer_that_is_never_answered_is_said_ever_less_often() {
     links.draw(LinkId(1), &sessions, now);
     let mut said = |from: u64, to: u64| {
         let seconds = (from..to).map(|second| now + Duration::from_secs(second));
-        seconds.filter(|&at| !links.offers(1, &sessions, at).is_empty()).count()
+        seconds.filter(|&at| !links.offers((1, 6785), &sessions, at).is_empty()).count()
     };
     assert_eq!(said(0, 3), 3);
     assert_eq!(said(1000, 1300), 10);

@@ -73,7 +73,7 @@ impl QuicEnd {
 fn joined(lab: &Lab, runtime: &Runtime) -> ([QuicEnd; 2], [QuicLink; 2], [Task; 2]) {
     let (mut a, mut b) = (QuicEnd::start(lab, Side::A, runtime), QuicEnd::start(lab, Side::B, runtime));
     let addr = SocketAddr::new(lab.outer(Side::B).into(), DEFAULT_PORT);
-    a.net.open_data(addr, b.identity.key());
+    a.net.data_door().open(addr, b.identity.key());
     let (at_a, reads_a) = a.carried(runtime, name(Side::B));
     let (at_b, reads_b) = b.carried(runtime, name(Side::A));
     ([a, b], [at_a, at_b], [reads_a, reads_b])
