@@ -27,7 +27,15 @@ impl Capture {
     /// # Errors
     /// `tcpdump` is missing or refuses the filter.
     pub fn start(namespace: &Netns, link: &str, filter: &str) -> Result<Self> {
-        Self::directed(namespace, link, filter, "inout")
+        Self::directed(namespace, link, filter, "inout", &[])
+    }
+
+    /// The same with what the packets hold, as far as it is text.
+    ///
+    /// # Errors
+    /// `tcpdump` is missing or refuses the filter.
+    pub fn contents(namespace: &Netns, link: &str, filter: &str) -> Result<Self> {
+        Self::directed(namespace, link, filter, "inout", &["-A", "-s", "0"])
     }
 
     /// The same for what arrives only, not for what the namespace itself sends.
@@ -35,12 +43,13 @@ impl Capture {
     /// # Errors
     /// `tcpdump` is missing or refuses the filter.
     pub fn inbound(namespace: &Netns, link: &str, filter: &str) -> Result<Self> {
-        Self::directed(namespace, link, filter, "in")
+        Self::directed(namespace, link, filter, "in", &[])
     }
 
-    fn directed(namespace: &Netns, link: &str, filter: &str, direction: &str) -> Result<Self> {
+    fn directed(namespace: &Netns, link: &str, filter: &str, direction: &str, more: &[&str]) -> Result<Self> {
         let mut command = command::words("tcpdump", ["-n", "-e", "-l", "-U", "--immediate-mode", "-i", link]);
         command
+            .args(more)
             .args(["-Q", direction, filter])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
