@@ -34,9 +34,10 @@ use serde::de::DeserializeOwned;
 
 use crate::peer::ipam::{IpamPhase, MAX_RING_ENTRIES, MAX_VOTERS};
 use crate::peer::topology::{MAX_LINKS, MAX_RECORDS};
-use crate::peer::tunnel::{MAX_ROUTED, MAX_SUITES};
+use crate::peer::tunnel::{MAX_FLIGHT, MAX_ROUTED, MAX_SUITES};
 use crate::peer::{
-    Directed, Hello, IpamDirected, IpamState, Message, PeerRecord, Refusal, SPOKEN, WireVersion,
+    Directed, Handshake, Hello, IpamDirected, IpamState, Message, PeerRecord, Refusal, SPOKEN, Step,
+    WireVersion,
 };
 
 /// The bytes in front of a payload: length and kind.
@@ -85,11 +86,13 @@ pub enum Kind {
     Offer,
     /// [`Message::Routed`].
     Routed,
+    /// [`Message::Handshake`].
+    Handshake,
 }
 
 impl Kind {
     /// Every kind, in the order of numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Hello,
         Self::Refusal,
         Self::Topology,
@@ -101,6 +104,7 @@ impl Kind {
         Self::Warning,
         Self::Offer,
         Self::Routed,
+        Self::Handshake,
     ];
 
     /// The number on the wire. Never reused, never changed.
@@ -118,6 +122,7 @@ impl Kind {
             Self::Warning => 9,
             Self::Offer => 10,
             Self::Routed => 11,
+            Self::Handshake => 12,
         }
     }
 
@@ -142,6 +147,7 @@ impl Kind {
             Self::Terms => "terms",
             Self::Offer => "offer",
             Self::Routed => "routed",
+            Self::Handshake => "handshake",
         }
     }
 
@@ -158,6 +164,7 @@ impl Kind {
     /// * `directed`: a grant of space carries the giver's whole state, so as much as `ipam` and a little more.
     /// * `terms`, `offer`: a handful of small numbers.
     /// * `routed`: its body's most, and its names.
+    /// * `handshake`: its flight's most, and a few small numbers.
     #[must_use]
     pub const fn max_payload(self) -> usize {
         match self {
@@ -169,6 +176,7 @@ impl Kind {
             Self::Directed => MAX_PAYLOAD,
             Self::Terms | Self::Offer => 64,
             Self::Routed => MAX_ROUTED + 32,
+            Self::Handshake => MAX_FLIGHT + 32,
         }
     }
 
@@ -185,7 +193,8 @@ impl Kind {
             | Self::Warning
             | Self::Terms
             | Self::Offer
-            | Self::Routed => false,
+            | Self::Routed
+            | Self::Handshake => false,
         }
     }
 
@@ -204,6 +213,7 @@ impl Kind {
             Message::Terms(_) => Self::Terms,
             Message::Offer(_) => Self::Offer,
             Message::Routed(_) => Self::Routed,
+            Message::Handshake(_) => Self::Handshake,
         }
     }
 }
@@ -259,6 +269,9 @@ pub enum DecodeError {
         /// What the deserializer says.
         reason: String,
     },
+    /// Bytes that are to be one frame are less, or more.
+    #[error("bytes that are not one frame")]
+    NoFrame,
     /// There are bytes behind the message.
     #[error("{kind} message with {extra} bytes behind its end", kind = .kind.name())]
     TrailingBytes {
@@ -314,6 +327,7 @@ pub fn encode(message: &Message, version: WireVersion) -> Result<Vec<u8>, Encode
         Message::Terms(terms) => append(&mut frame, kind, terms),
         Message::Offer(offer) => append(&mut frame, kind, offer),
         Message::Routed(routed) => append(&mut frame, kind, routed),
+        Message::Handshake(handshake) => append(&mut frame, kind, handshake),
     }?;
     let len = frame.len() - HEADER_LEN;
     let announced = u32::try_from(len).ok().filter(|_| len <= kind.max_payload());
@@ -347,9 +361,26 @@ pub fn decode(kind: Kind, version: WireVersion, payload: &[u8]) -> Result<Messag
         Kind::Terms => Message::Terms(whole(kind, payload)?),
         Kind::Offer => Message::Offer(whole(kind, payload)?),
         Kind::Routed => Message::Routed(whole(kind, payload)?),
+        Kind::Handshake => Message::Handshake(whole(kind, payload)?),
     };
     check_counts(&message)?;
     Ok(message)
+}
+
+/// The one message of which `frame` is the whole frame; none if it is of a kind that is not known here.
+///
+/// # Errors
+/// The frame is anything but one well-formed message.
+pub fn decode_frame(version: WireVersion, frame: &[u8]) -> Result<Option<Message>, DecodeError> {
+    let Some((head, payload)) = frame.split_first_chunk::<HEADER_LEN>() else {
+        return Err(DecodeError::NoFrame);
+    };
+    let [l0, l1, l2, l3, k0, k1] = *head;
+    if usize::try_from(u32::from_be_bytes([l0, l1, l2, l3])) != Ok(payload.len()) {
+        return Err(DecodeError::NoFrame);
+    }
+    let kind = Kind::from_number(u16::from_be_bytes([k0, k1]));
+    kind.map(|kind| decode(kind, version, payload)).transpose()
 }
 
 /// Cuts a stream of bytes into messages. It holds no socket: [`feed`](Self::feed) it what arrived, then call
@@ -508,7 +539,11 @@ fn check_counts(message: &Message) -> Result<(), DecodeError> {
         }
         Message::Offer(offer) => at_most(Kind::Offer, "suites", offer.suites.len(), MAX_SUITES),
         Message::Routed(routed) => at_most(Kind::Routed, "bytes of body", routed.body.len(), MAX_ROUTED),
-        Message::Terms(_)
+        Message::Handshake(Handshake { step: Step::Flight { tls, .. }, .. }) => {
+            at_most(Kind::Handshake, "bytes of TLS", tls.len(), MAX_FLIGHT)
+        }
+        Message::Handshake(_)
+        | Message::Terms(_)
         | Message::Directed(_)
         | Message::Hello(_)
         | Message::Refusal(_)

@@ -14,7 +14,7 @@ const MUTATIONS: u32 = 3000;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 14] = [
+const TARGETS: [Target; 15] = [
     ("frames", targets::frames),
     ("hello", targets::hello),
     ("refusal", targets::refusal),
@@ -27,6 +27,7 @@ const TARGETS: [Target; 14] = [
     ("terms", targets::terms),
     ("offer", targets::offer),
     ("routed", targets::routed),
+    ("handshake", targets::handshake),
     ("control_request", targets::control_request),
     ("cni_request", targets::cni_request),
 ];

@@ -42,7 +42,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const READ_SIZE: usize = 16 * 1024;
 
 /// What the secrets of the data plane are exported under (RFC 8446 section 7.5).
-const EXPORT_LABEL: &[u8] = b"EXPORTER-weave-sleeve";
+pub(super) const EXPORT_LABEL: &[u8] = b"EXPORTER-weave-sleeve";
 
 /// What is waiting for one link: shared by the brain's side and the link's task.
 #[derive(Debug)]

@@ -9,6 +9,8 @@
 //!   brain <------------------------ PeerEvent (bounded) ---------------------'
 //! ```
 //!
+//! Beside the links there are handshakes with peers that no link leads to ([`handshake`]): TLS without a socket.
+//!
 //! Two promises make the events easy to use: every [`PeerNet::dial`] is answered by exactly one
 //! [`PeerEvent::LinkUp`] with that dial's id or one [`PeerEvent::DialFailed`]; and every `LinkUp` is followed,
 //! after any number of messages, by exactly one [`PeerEvent::LinkDown`], also when the link was closed from here.
@@ -22,6 +24,7 @@ mod admission;
 mod data;
 mod door;
 mod endpoint;
+mod handshake;
 mod link;
 mod outbox;
 mod reason;
@@ -44,6 +47,9 @@ use crate::task::{self, Task};
 pub use data::{Data, DataEvent};
 use door::{Command, Door};
 pub(crate) use endpoint::chance;
+#[cfg(test)]
+pub use handshake::MeshSecrets;
+pub use handshake::{Handshake, HandshakeError, MeshTrust, Met, Proof};
 use link::{Mailbox, lock};
 pub use secret::{SecretError, Secrets};
 use tls::Trust;
@@ -178,6 +184,7 @@ struct Hands {
     identity: Identity,
     endpoint: quinn::Endpoint,
     commands: mpsc::UnboundedSender<Command>,
+    trust: Arc<watch::Sender<Trust>>,
 }
 
 impl PeerNet {
@@ -204,8 +211,9 @@ impl PeerNet {
         let shared = Arc::new(Shared { links: Mutex::default(), hello, events, data });
         // Unbounded, but not without bounds: the topology keeps one attempt a target and waits for its outcome.
         let (commands, inbox) = mpsc::unbounded_channel();
-        let door = Door::new(endpoint.clone(), Arc::clone(&shared), trust, inbox);
-        let hands = Hands { shared, identity, endpoint, commands };
+        let door = Door::new(endpoint.clone(), Arc::clone(&shared), trust.clone(), inbox);
+        let trust = Arc::new(watch::Sender::new(trust));
+        let hands = Hands { shared, identity, endpoint, commands, trust };
         Ok(Self { hands, door: task::spawn("peer door", door.run()) })
     }
 
@@ -221,6 +229,12 @@ impl PeerNet {
     #[must_use]
     pub fn keys(&self) -> LinkKeys {
         LinkKeys { shared: Arc::clone(&self.hands.shared) }
+    }
+
+    /// What it takes to agree on keys with peers without a link, as the secrets change.
+    #[must_use]
+    pub fn mesh_trust(&self) -> MeshTrust {
+        MeshTrust::new(self.hands.trust.subscribe())
     }
 
     /// Tries to connect to `addr`.
@@ -297,6 +311,7 @@ impl Hands {
                 mailbox.close(withdrawn.clone());
             }
         }
+        self.trust.send_replace(trust.clone());
         self.command(Command::Trust(Box::new(trust)));
         Ok(())
     }

@@ -58,7 +58,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Puts a message in, in place of what it makes superfluous. `Hello` and `Refusal` have their own moments in
-    /// a link's life and never wait here: they are passed over.
+    /// a link's life and never wait here, and `Handshake` travels inside `Routed`: they are passed over.
     pub(super) fn push(&mut self, message: Message) {
         match message {
             Message::Directed(directed) => {
@@ -82,7 +82,7 @@ impl Outbox {
             Message::Topology(records) => records.into_iter().for_each(|record| self.push_record(record)),
             Message::Want(names) => self.wanted.extend(names),
             Message::Digest(digest) => self.digest = Some(digest),
-            Message::Hello(_) | Message::Refusal(_) => {}
+            Message::Hello(_) | Message::Refusal(_) | Message::Handshake(_) => {}
         }
     }
 

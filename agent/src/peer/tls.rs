@@ -35,6 +35,8 @@ pub(super) const SERVER_NAME: &str = "weave";
 const ALPN: &[u8] = b"weave";
 /// A connection for pods' packets beside a link ([`super::data`]).
 const DATA_ALPN: &[u8] = b"weave-data";
+/// A handshake whose bytes other peers carry ([`super::handshake`]).
+pub(super) const MESH_ALPN: &[u8] = b"weave-mesh/1";
 
 /// What comes before the 32 bytes of a raw key in the SubjectPublicKeyInfo of an Ed25519 certificate (RFC 8410).
 const ED25519_SPKI_PREFIX: [u8; 12] =
@@ -66,6 +68,9 @@ pub(super) struct Trust {
     /// The same for connections that carry pods' packets.
     pub(super) data_client: Arc<QuicClientConfig>,
     pub(super) data_server: Arc<QuicServerConfig>,
+    /// The same for handshakes through the mesh.
+    pub(super) mesh_client: Arc<rustls::ClientConfig>,
+    pub(super) mesh_server: Arc<rustls::ServerConfig>,
     verifier: Arc<WebPkiServerVerifier>,
 }
 
@@ -112,7 +117,12 @@ impl Trust {
         let (mut data_client, mut data_server) = (client.clone(), server.clone());
         data_client.alpn_protocols = vec![DATA_ALPN.to_vec()];
         data_server.alpn_protocols = vec![DATA_ALPN.to_vec()];
+        let (mut mesh_client, mut mesh_server) = (client.clone(), server.clone());
+        mesh_client.alpn_protocols = vec![MESH_ALPN.to_vec()];
+        mesh_server.alpn_protocols = vec![MESH_ALPN.to_vec()];
         Ok(Self {
+            mesh_client: Arc::new(mesh_client),
+            mesh_server: Arc::new(mesh_server),
             client: Arc::new(QuicClientConfig::try_from(client).map_err(tls)?),
             server: Arc::new(QuicServerConfig::try_from(server).map_err(tls)?),
             data_client: Arc::new(QuicClientConfig::try_from(data_client).map_err(tls)?),

@@ -3,7 +3,7 @@
 //!
 //! The fuzzer calls these, and so does `proto/tests/replay.rs`, which every `cargo test` runs over the corpus.
 
-use weave_proto::codec::{Framer, HEADER_LEN, Kind, decode, encode};
+use weave_proto::codec::{Framer, HEADER_LEN, Kind, decode, decode_frame, encode};
 use weave_proto::local::{cni, control};
 use weave_proto::peer::WireVersion;
 
@@ -96,6 +96,14 @@ pub fn offer(data: &[u8]) {
 /// The payload of a routed message.
 pub fn routed(data: &[u8]) {
     message(Kind::Routed, data);
+}
+
+/// The payload of a handshake through the mesh, and the same as the frame that a routed message brings.
+pub fn handshake(data: &[u8]) {
+    message(Kind::Handshake, data);
+    if let Ok(Some(message)) = decode_frame(V1, data) {
+        encode(&message, V1).expect("what was read can be written");
+    }
 }
 
 /// A line from the command line tool.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Cidr, Nickname, PeerName, PeerUid};
 pub use ipam::{IpamDirected, IpamState};
 pub use topology::{Features, LinkRecord, PeerRecord, RecordDigest, RecordVersion};
-pub use tunnel::{Offer, Routed, Terms};
+pub use tunnel::{Handshake, Offer, Routed, Step, Terms};
 
 /// A version of the peer protocol. Two peers speak the highest that both know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -167,6 +167,8 @@ pub enum Message {
     Offer(Offer),
     /// For one peer's data plane, over any number of hops.
     Routed(Routed),
+    /// Keys for two peers without a link: only inside [`Message::Routed`].
+    Handshake(Handshake),
 }
 
 /// What a peer knows, in short.

@@ -241,6 +241,7 @@ impl Topology {
             Message::Hello(_) => unexpected("a second hello"),
             Message::Refusal(_) => unexpected("a refusal without closing"),
             Message::Ipam(_) => unexpected("allocator state to the topology"),
+            Message::Handshake(_) => unexpected("a handshake for peers without a link"),
         };
         self.settle(now);
         result

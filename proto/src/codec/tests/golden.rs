@@ -45,7 +45,9 @@ fn the_description_of_the_protocol_shows_the_bytes_as_they_are() {
     let shown: String = bytes.flat_map(str::split_whitespace).collect();
 
     for (name, message) in pinned() {
-        if ["hello", "refusal", "digest", "want", "directed", "terms", "offer", "routed"].contains(&name) {
+        if ["hello", "refusal", "digest", "want", "directed", "terms", "offer", "routed", "handshake"]
+            .contains(&name)
+        {
             let frame = hex(&encode(&message, V1).unwrap());
             assert!(shown.contains(&frame), "docs/wire.md does not show {name}: {frame}");
         }

@@ -12,8 +12,8 @@ use crate::peer::ipam::{
 };
 use crate::peer::topology::RecordVersion;
 use crate::peer::{
-    Digest, Directed, Features, Hello, IpamDirected, IpamState, LinkRecord, Message, Offer, PeerRecord,
-    RecordDigest, Refusal, RefusalCode, Routed, Terms, UniverseId, WireVersion,
+    Digest, Directed, Features, Handshake, Hello, IpamDirected, IpamState, LinkRecord, Message, Offer,
+    PeerRecord, RecordDigest, Refusal, RefusalCode, Routed, Step, Terms, UniverseId, WireVersion,
 };
 use crate::{Cidr, Nickname, PeerKey, PeerName, PeerUid};
 
@@ -41,6 +41,8 @@ pub(super) fn pinned() -> Vec<(&'static str, Message)> {
         ("terms", Message::Terms(Terms { plain: true })),
         ("offer", Message::Offer(offer())),
         ("routed", Message::Routed(routed())),
+        ("handshake", Message::Handshake(handshake())),
+        ("handshake_ask", Message::Handshake(Handshake { step: Step::Ask, ..handshake() })),
     ]
 }
 
@@ -66,6 +68,11 @@ fn offer() -> Offer {
 
 fn routed() -> Routed {
     Routed { src: name(1), dst: name(2), hops_left: Directed::MAX_HOPS, body: vec![0xaa, 0xbb, 0xcc] }
+}
+
+fn handshake() -> Handshake {
+    let step = Step::Flight { dialler: true, number: 1, tls: vec![0x16, 0x03, 0x01] };
+    Handshake { attempt: 0x0102_0304_0506_0708, step }
 }
 
 pub(super) fn refusal() -> Refusal {
@@ -193,6 +200,12 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
             .prop_map(|(index, suites, queues, port)| Message::Offer(Offer { index, suites, queues, port })),
         (any_name(), any_name(), any::<u8>(), vec(any::<u8>(), 0..300))
             .prop_map(|(src, dst, hops_left, body)| Message::Routed(Routed { src, dst, hops_left, body })),
+        (any::<u64>(), option::of((any::<bool>(), any::<u8>(), vec(any::<u8>(), 0..300)))).prop_map(
+            |(attempt, flight)| {
+                let flight = flight.map(|(dialler, number, tls)| Step::Flight { dialler, number, tls });
+                Message::Handshake(Handshake { attempt, step: flight.unwrap_or(Step::Ask) })
+            }
+        ),
     ]
 }
 
