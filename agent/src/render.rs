@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 use weave_proto::local::status::{
     ACKNOWLEDGED, AllocationStatus, ConnectionState, ConnectionStatus, ControlTrust, DataEncryption,
-    IpamStatus, NodeStatus, PeerLinkStatus, PeerStatus, ShareStatus, Status, TunnelStatus,
+    IpamStatus, MethodStatus, NodeStatus, PeerLinkStatus, PeerStatus, ShareStatus, Status, TunnelStatus,
 };
 use weave_proto::{Cidr, Nickname, PeerName};
 
@@ -285,7 +285,7 @@ fn connections(status: &Status) -> String {
         table.row([
             format!("{arrow} {}", place(connection)),
             connection.state.word().to_owned(),
-            connection_info(connection),
+            connection_info(status, connection),
         ]);
     }
     table.to_string()
@@ -303,7 +303,7 @@ const fn direction(outbound: bool) -> &'static str {
 
 /// What Weave printed behind the state: encryption, overlay, peer and attributes of a live connection; the error
 /// and the next attempt of one that is not.
-fn connection_info(connection: &ConnectionStatus) -> String {
+fn connection_info(status: &Status, connection: &ConnectionStatus) -> String {
     let peer = connection.peer.map(|peer| named(peer, connection.nickname.as_ref())).unwrap_or_default();
     match connection.state {
         ConnectionState::Established | ConnectionState::Pending => {
@@ -314,6 +314,9 @@ fn connection_info(connection: &ConnectionStatus) -> String {
             let mtu = method.mtu.map(|mtu| format!("mtu={mtu}")).unwrap_or_default();
             let reason =
                 if method.reason.is_empty() { String::new() } else { format!("({})", method.reason) };
+            if method.via.is_some() {
+                return joined([peer, relayed(status, Some(method)), connection.info.clone()], " ");
+            }
             joined(
                 [format!("{encrypted:<11} {:<6}", method.name), peer, mtu, reason, connection.info.clone()],
                 " ",
@@ -326,18 +329,26 @@ fn connection_info(connection: &ConnectionStatus) -> String {
                 // Whether a caller calls again is its own affair.
                 None => String::new(),
             };
-            joined([joined([peer, connection.info.clone()], ": "), retry, relayed(connection)], ", ")
+            let relay = relayed(status, connection.method.as_ref());
+            joined([joined([peer, connection.info.clone()], ": "), retry, relay], ", ")
         }
         ConnectionState::Connecting => {
-            joined([joined([peer, connection.info.clone()], " "), relayed(connection)], ", ")
+            let relay = relayed(status, connection.method.as_ref());
+            joined([joined([peer, connection.info.clone()], " "), relay], ", ")
         }
     }
 }
 
-/// How the pods of a peer are reached to which there is no connection.
-fn relayed(connection: &ConnectionStatus) -> String {
-    let via = connection.method.as_ref().and_then(|method| method.via);
-    via.map(|via| format!("its pods are reached through {via}, encrypted")).unwrap_or_default()
+/// How the pods of a peer are reached, if that is through another; empty otherwise.
+fn relayed(status: &Status, method: Option<&MethodStatus>) -> String {
+    let Some((method, via)) = method.and_then(|method| Some((method, method.via?))) else {
+        return String::new();
+    };
+    let peers = &status.router.peers;
+    let relay = named(via, peers.iter().find(|peer| peer.name == via).map(|peer| &peer.nickname));
+    let by = method.by.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
+    let mtu = method.mtu.map(|mtu| format!("mtu={mtu} ")).unwrap_or_default();
+    format!("encrypted relay through {relay}{by}, {mtu}({})", method.reason)
 }
 
 fn joined<const N: usize>(parts: [String; N], between: &str) -> String {
@@ -350,7 +361,9 @@ fn peers(status: &Status) -> String {
     let mut out = String::new();
     for peer in &status.router.peers {
         let lost = if peer.reachable { "" } else { " - unreachable!" };
-        let _ = writeln!(out, "{}{lost}", clean(&named(peer.name, Some(&peer.nickname))));
+        let relay = relayed(status, peer.method.as_ref());
+        let relay = if relay.is_empty() { relay } else { format!(" - {relay}") };
+        let _ = writeln!(out, "{}{lost}{}", clean(&named(peer.name, Some(&peer.nickname))), clean(&relay));
         for link in &peer.links {
             let _ = writeln!(out, "   {}", table::aligned(&link_cells(link), &widths));
         }

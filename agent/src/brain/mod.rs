@@ -189,6 +189,7 @@ impl Brain {
             }
             Input::Tunnel(Report::Traffic(peers)) => self.router.handle_traffic(&peers, now),
             Input::Tunnel(Report::Counted(counted)) => self.snapshots.count(*counted),
+            Input::Tunnel(Report::Routed(to, body)) => self.router.send_routed(to, body, now),
             Input::Refresh => self.snapshots.mark_changed(),
         }
     }
@@ -241,8 +242,8 @@ impl Brain {
             }
             Output::Probe(probe) => Effect::Tunnel(Order::Probe(probe)),
             Output::Offer { link, peer, offer } => Effect::Tunnel(Order::Offer { link, peer, offer }),
-            // Nobody says anything to another data plane through the mesh yet.
-            Output::Routed { .. } => return None,
+            Output::Distant(distant) => Effect::Tunnel(Order::Distant(distant)),
+            Output::Routed { from, body } => Effect::Tunnel(Order::Routed { from, body }),
             Output::Lost(allocations) => {
                 log::lost(&allocations);
                 return None;

@@ -135,7 +135,7 @@ impl Publisher {
                 conn_limit: self.fixed.conn_limit,
                 encryption: self.fixed.encryption,
                 targets: router.targets(),
-                peers: router.peers(),
+                peers: router.peers(node.mtu, now),
                 terminations: router.terminations(),
                 refused: router.refused().clone(),
                 connections,

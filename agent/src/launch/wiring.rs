@@ -185,7 +185,7 @@ impl Wiring {
         let Some((tunnel, orders)) = self.tunnel.take() else { return };
         let (reports, mut news) = mpsc::unbounded_channel();
         let quic = connections.map(|events| QuicDoor { door: peers.data_door(), events });
-        let doors = (peers.keys(), quic);
+        let doors = (peers.keys(), peers.mesh_trust(), quic);
         let driver = Driver::new(driver_settings(settings, &self.identity), tunnel, doors, orders, reports);
         self.spawn("the driver of the tunnels", async move {
             driver.run().await;

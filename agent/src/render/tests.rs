@@ -36,6 +36,7 @@ fn peer_status(number: u8, reachable: bool, links: Vec<PeerLinkStatus>) -> PeerS
         overlay: Some(format!("10.32.0.{number}").parse().unwrap()),
         reachable,
         links,
+        method: None,
     }
 }
 
@@ -55,6 +56,7 @@ pub(crate) fn connection(number: u8, state: ConnectionState, info: &str) -> Conn
             mtu: Some(1450),
             encrypted: false,
             via: None,
+            by: None,
             round_trip_us: None,
             rejected: Vec::new(),
             session: None,
@@ -339,6 +341,7 @@ fn a_connection_without_a_data_path_says_why() {
         mtu: None,
         encrypted: false,
         via: None,
+        by: None,
         round_trip_us: None,
         rejected: Vec::new(),
         session: None,
@@ -360,6 +363,7 @@ fn an_encrypted_path_and_one_through_a_relay_are_shown_as_such() {
         mtu: Some(1400),
         encrypted: true,
         via: None,
+        by: None,
         round_trip_us: Some(250),
         rejected: Vec::new(),
         session: None,
@@ -367,14 +371,26 @@ fn an_encrypted_path_and_one_through_a_relay_are_shown_as_such() {
     direct.method = Some(method.clone());
     let mut away = connection(3, ConnectionState::Retrying, "no answer");
     let via = Some(direct.peer.unwrap());
-    away.method = Some(MethodStatus { name: "relay".to_owned(), via, ..method });
+    let reason = "no direct way answers".to_owned();
+    let by = Some("sleeve".to_owned());
+    away.method = Some(MethodStatus { name: "relay".to_owned(), reason, via, by, ..method });
     away.retry_in_seconds = Some(4);
+    let last = status.router.peers.last_mut().unwrap();
+    (last.reachable, last.method) = (true, away.method.clone());
     status.router.connections = vec![direct, away];
     assert_eq!(
         text(&status, View::Connections),
         "<- 10.0.0.2:6783 established encrypted   sleeve 7a:3f:00:00:00:02(node2) mtu=1400 (encryption is due)\n\
-         -> 10.0.0.3:6783 retrying    no answer, retry: in 4 s, its pods are reached through 7a:3f:00:00:00:02, \
-         encrypted\n"
+         -> 10.0.0.3:6783 retrying    no answer, retry: in 4 s, encrypted relay through \
+         7a:3f:00:00:00:02(node2) (sleeve), mtu=1400 (no direct way answers)\n"
+    );
+    assert!(
+        text(&status, View::Peers).ends_with(
+            "7a:3f:00:00:00:03(node3) - encrypted relay through 7a:3f:00:00:00:02(node2) (sleeve), mtu=1400 (no \
+             direct way answers)\n"
+        ),
+        "{}",
+        text(&status, View::Peers)
     );
 }
 

@@ -259,6 +259,9 @@ pub struct MethodStatus {
     /// Through which peer, if it is relayed.
     #[serde(default)]
     pub via: Option<PeerName>,
+    /// By which method that peer is reached, if it is relayed.
+    #[serde(default)]
+    pub by: Option<String>,
     /// The smoothed round trip of its probes, in microseconds; none while nothing has answered.
     #[serde(default)]
     pub round_trip_us: Option<u64>,
@@ -296,6 +299,9 @@ pub struct PeerStatus {
     pub reachable: bool,
     /// Its links.
     pub links: Vec<PeerLinkStatus>,
+    /// How its pods are reached; none of this peer itself.
+    #[serde(default)]
+    pub method: Option<MethodStatus>,
 }
 
 /// One link in a peer's record.

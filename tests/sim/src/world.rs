@@ -16,7 +16,7 @@ use weave_proto::codec::Framer;
 use weave_proto::local::cni::AttachmentKey;
 use weave_proto::peer::{Features, Hello};
 use weave_proto::{Cidr, Nickname, PeerKey, PeerName, PeerUid};
-use weave_router::{Config, NodeView, Router};
+use weave_router::{Config, Distant, NodeView, Router};
 use weave_topology::{DialId, LinkId, Reason, Target};
 
 use crate::Disk;
@@ -97,6 +97,10 @@ struct Agent {
     waiting: BTreeMap<RequestId, AttachmentKey>,
     fuse: Option<usize>,
     view: Option<NodeView>,
+    /// Who is within reach, but without a link.
+    distant: Vec<Distant>,
+    /// What other data planes have said to this one.
+    told: Vec<(PeerName, Vec<u8>)>,
 }
 
 /// Everything there is. Every step is followed by [`crate::invariants::check`].
@@ -298,6 +302,8 @@ impl World {
             waiting: BTreeMap::new(),
             fuse: None,
             view: None,
+            distant: Vec::new(),
+            told: Vec::new(),
         });
         self.perform(at);
     }

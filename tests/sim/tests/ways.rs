@@ -101,3 +101,34 @@ fn who_cannot_reach_each_other_relay_without_loops_whatever_comes_and_goes() {
         no_loops(&world);
     }
 }
+
+#[test]
+fn who_has_no_link_is_known_as_such_and_can_be_told_something_through_the_mesh_as_long_as_there_is_a_path() {
+    let mut world = mesh(4, &[]);
+    assert!(world.places().all(|at| world.distant(at).is_empty()));
+    world.step(Step::Partition([[0, 1], [1, 2], [2, 3]].map(BTreeSet::from).into()));
+    wait(&mut world, 10);
+    let sorted = |mut places: Vec<Place>| {
+        places.sort_unstable();
+        places
+    };
+    for (at, others) in [(0, vec![2, 3]), (1, vec![3]), (2, vec![0]), (3, vec![0, 1])] {
+        assert_eq!(sorted(world.distant(at)), others, "at {at}");
+    }
+    world.say(0, 3, b"from one end to the other");
+    world.say(3, 0, b"and back");
+    wait(&mut world, 1);
+    assert_eq!(world.told(3), [(0, b"from one end to the other".to_vec())]);
+    assert_eq!(world.told(0), [(3, b"and back".to_vec())]);
+    assert!(world.told(1).is_empty() && world.told(2).is_empty(), "nobody in between takes it");
+
+    // With the path gone, nobody is within reach; it comes back with the path.
+    world.step(Step::CrashAfter(2, 0));
+    wait(&mut world, 30);
+    assert_eq!(sorted(world.distant(0)), [] as [Place; 0]);
+    world.say(0, 3, b"lost");
+    world.step(Step::Start(2));
+    wait(&mut world, 30);
+    assert_eq!(sorted(world.distant(0)), [2, 3]);
+    assert!(world.told(3).is_empty());
+}

@@ -23,5 +23,5 @@ mod node;
 mod router;
 mod views;
 
-pub use node::NodeView;
+pub use node::{Distant, NodeView};
 pub use router::{Config, Notice, Output, Router, StoreOp};

@@ -13,7 +13,7 @@ use weave_proto::peer::{
 use weave_proto::{Cidr, PeerName};
 use weave_topology::{DialId, KnownPeer, LinkId, LinkUp, OwnFacts, Reason, Target, Topology};
 
-use crate::node::{EXPOSE_RETRY, Expose, NodeView};
+use crate::node::{Distant, EXPOSE_RETRY, Expose, NodeView};
 
 /// The id of the router's own request for the node's address. Callers count from one.
 const EXPOSE: RequestId = RequestId(0);
@@ -100,6 +100,8 @@ pub enum Output {
         /// What it said.
         offer: Offer,
     },
+    /// For the data plane: these are all peers without a link with which keys can be agreed on through the mesh.
+    Distant(Vec<Distant>),
     /// For the data plane: a peer's has said something to this one's, through the mesh.
     Routed {
         /// Who.
@@ -137,6 +139,8 @@ pub struct Router {
     pub(crate) overlay: Overlay,
     /// Who might relay to whom, as the graph has it.
     pub(crate) relays: BTreeMap<PeerName, Vec<PeerName>>,
+    /// Who was last told to the data plane to be within reach, but without a link.
+    pub(crate) distant: Vec<Distant>,
     /// Whether the graph has changed since.
     pub(crate) graph_changed: bool,
     /// What was last said to each neighbour about packets in clear, and on which link.
@@ -187,6 +191,7 @@ impl Router {
             expose: Expose::Asked,
             overlay: Overlay::new(overlay, seed),
             relays: BTreeMap::new(),
+            distant: Vec::new(),
             graph_changed: true,
             terms: BTreeMap::new(),
             view: None,

@@ -8,11 +8,11 @@ use weave_overlay::{PeerFacts, Report, Via};
 use weave_proto::local::status::{
     ConnectionState, ConnectionStatus, IpamStatus, MethodStatus, PeerStatus, RejectedMethod, TargetStatus,
 };
-use weave_proto::peer::Message;
+use weave_proto::peer::{Features, Message};
 use weave_proto::{Cidr, Nickname, PeerName, Span};
-use weave_topology::Topology;
+use weave_topology::{KnownPeer, Topology};
 
-use crate::node::{Expose, NodeView};
+use crate::node::{Distant, Expose, NodeView};
 use crate::router::{Output, Router, StoreOp};
 
 impl Router {
@@ -41,6 +41,7 @@ impl Router {
             .collect();
         self.overlay.handle_facts(facts, now);
         self.tell_terms();
+        self.tell_distant();
         self.follow_overlay();
         self.overlay.take_changed();
         let own = blocks(&ranges, self.me);
@@ -82,6 +83,35 @@ impl Router {
         }
     }
 
+    /// Says who is reached through others only, whenever that changes.
+    fn tell_distant(&mut self) {
+        let seals = |features: Features| features.has(Features::SLEEVE) || features.has(Features::QUIC);
+        if !seals(self.topology.own_record().features) {
+            return;
+        }
+        let is_distant = |peer: &&KnownPeer| {
+            seals(peer.features)
+                && peer.name != self.me
+                && self.topology.link_to(peer.name).is_none()
+                && self.topology.is_reachable(peer.name)
+        };
+        let distant: Vec<Distant> = self
+            .topology
+            .known_peers()
+            .filter(is_distant)
+            .map(|peer| Distant {
+                name: peer.name,
+                key: peer.key,
+                underlay: peer.underlay.map(|addr| addr.ip()),
+                relays: self.relays.get(&peer.name).cloned().unwrap_or_default(),
+            })
+            .collect();
+        if distant != self.distant {
+            self.distant.clone_from(&distant);
+            self.outputs.push_back(Output::Distant(distant));
+        }
+    }
+
     fn publish_view(&mut self, own: Vec<Cidr>) {
         let view = NodeView {
             universe: self.universe,
@@ -119,10 +149,14 @@ impl Router {
         connections
     }
 
-    /// All peers known, this one first.
+    /// All peers known, this one first, each with how its pods are reached; `mtu` is what a pod may send on this node.
     #[must_use]
-    pub fn peers(&self) -> Vec<PeerStatus> {
-        self.topology.peers_status()
+    pub fn peers(&self, mtu: Option<u32>, now: Instant) -> Vec<PeerStatus> {
+        let mut peers = self.topology.peers_status();
+        for peer in &mut peers {
+            peer.method = self.overlay.report(peer.name, now).map(|report| method(report, mtu));
+        }
+        peers
     }
 
     /// Where people want peers reached.
@@ -245,6 +279,7 @@ fn method(report: Report, mtu: Option<u32>) -> MethodStatus {
             Via::Direct => None,
             Via::Relay(hop) => Some(hop),
         },
+        by: report.way.filter(|way| way.via != Via::Direct).map(|way| way.method.to_string()),
         round_trip_us: report.round_trip.map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
         rejected: report.rejected.into_iter().map(|(name, reason)| RejectedMethod { name, reason }).collect(),
         // Known to the data plane alone.

@@ -157,6 +157,7 @@ impl Topology {
             overlay: record.overlay,
             reachable,
             links: record.links.iter().map(|link| self.link_status(record, link)).collect(),
+            method: None,
         }
     }
 

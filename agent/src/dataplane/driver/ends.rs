@@ -124,8 +124,7 @@ impl Links {
             };
             if due {
                 (own.said, own.missed) = (Some(now), false);
-                let suites = suites().iter().map(|&suite| suite as u8).collect();
-                offers.push((id, Offer { index: own.index, suites, queues, port }));
+                offers.push((id, offer(own.index, (queues, port))));
             }
         }
         offers
@@ -154,8 +153,15 @@ impl Links {
         if link.agreed == Some((own, offer.index)) {
             return None;
         }
-        let (suite, send_queues, receive_queues) = match common(&offer, queues) {
-            Ok(common) => common,
+        let ends = Ends {
+            peer: link.peer,
+            remote: SocketAddr::new(link.addr.ip(), offer.port),
+            dialled: link.dialled,
+            own,
+        };
+        // None if the link is gone, which will be told next.
+        let agreed = match ends.session(&offer, queues, record_len, export) {
+            Ok(agreed) => agreed?,
             Err(why) => {
                 if link.trouble.as_deref() != Some(why) {
                     tracing::warn!(peer = %link.peer, why, "no sealed records can be exchanged");
@@ -164,25 +170,56 @@ impl Links {
                 return None;
             }
         };
-        let role = if link.dialled { Role::Initiator } else { Role::Responder };
-        // The dialler's number first: new numbers on the same link make new keys.
-        let (first, second) = if link.dialled { (own, offer.index) } else { (offer.index, own) };
-        let context = [first.to_be_bytes(), second.to_be_bytes()].concat();
-        // None if the link is gone, which will be told next.
-        let secret = export(&context)?;
         link.agreed = Some((own, offer.index));
         link.trouble = None;
         // The other end has drawn anew, and may have forgotten what this one had said.
         if let Some(own) = &mut link.own {
             own.since = now;
         }
-        let remote = SocketAddr::new(link.addr.ip(), offer.port);
-        let record_len = record_len(remote);
+        Some(agreed)
+    }
+}
+
+/// The two ends of a session to be.
+pub(super) struct Ends {
+    pub(super) peer: PeerName,
+    pub(super) remote: SocketAddr,
+    /// Whether this end began the handshake whose keys they are.
+    pub(super) dialled: bool,
+    /// This end's number.
+    pub(super) own: u32,
+}
+
+impl Ends {
+    /// The session that follows from what the other end has offered; none without a secret.
+    ///
+    /// # Errors
+    /// The two have nothing in common: a sentence that says what.
+    pub(super) fn session(
+        &self,
+        offer: &Offer,
+        queues: u8,
+        record_len: impl FnOnce(SocketAddr) -> usize,
+        export: impl FnOnce(&[u8]) -> Option<[u8; 32]>,
+    ) -> Result<Option<Agreed>, &'static str> {
+        let (suite, send_queues, receive_queues) = common(offer, queues)?;
+        let role = if self.dialled { Role::Initiator } else { Role::Responder };
+        // The dialler's number first: new numbers on the same link make new keys.
+        let (first, second) = if self.dialled { (self.own, offer.index) } else { (offer.index, self.own) };
+        let context = [first.to_be_bytes(), second.to_be_bytes()].concat();
+        let Some(secret) = export(&context) else { return Ok(None) };
+        let record_len = record_len(self.remote);
         let config =
             Config { role, suite, send_queues, receive_queues, remote_index: offer.index, record_len };
-        let settings = SessionSettings { index: own, peer: link.peer, remote, config };
-        Some((settings, Zeroizing::new(secret)))
+        let settings = SessionSettings { index: self.own, peer: self.peer, remote: self.remote, config };
+        Ok(Some((settings, Zeroizing::new(secret))))
     }
+}
+
+/// What this end offers under a number.
+pub(super) fn offer(index: u32, (queues, port): (u8, u16)) -> Offer {
+    let suites = suites().iter().map(|&suite| suite as u8).collect();
+    Offer { index, suites, queues, port }
 }
 
 /// What both ends can do.

@@ -7,6 +7,8 @@
 //!   ways, answers  <── └────────┘
 //! ```
 //!
+//! Peers that no link leads to agree on keys through the mesh ([`far`]): what is said there goes by the brain, too.
+//!
 //! Nothing is chosen here but which of several sessions with one peer is sent with ([`sessions`]). What peers ask is
 //! answered at once, without the brain.
 //!
@@ -17,6 +19,8 @@
 mod beside;
 mod counted;
 mod ends;
+mod far;
+mod mesh;
 mod prober;
 mod probes;
 mod quic;
@@ -36,6 +40,7 @@ use weave_overlay::{ForwardingTable, Probe, ProbeAnswer, WayNews};
 use weave_proto::local::status::SessionStatus;
 use weave_proto::peer::Offer;
 use weave_proto::{PeerKey, PeerName};
+use weave_router::Distant;
 use weave_sleeve::header::OVERHEAD;
 use weave_topology::LinkId;
 
@@ -43,6 +48,7 @@ use self::beside::Beside;
 pub use self::counted::Counted;
 use self::counted::Teller;
 use self::ends::Links;
+use self::far::Far;
 use self::prober::{Heard, Prober};
 use self::quic::Carried;
 pub use self::quic::QuicDoor;
@@ -54,7 +60,7 @@ use self::underlay::{UNDERLAY_LOOK, Underlay};
 use self::word::{Kind, WORD_LEN, Word};
 use super::sleeve::{Carrier, Event, PORT, Peer};
 use crate::net::{SizeWatch, names};
-use crate::peer::{DataEvent, LinkKeys};
+use crate::peer::{DataEvent, LinkKeys, MeshTrust};
 
 /// How often epochs and the silence of sessions are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -102,6 +108,15 @@ pub enum Order {
         /// What it said.
         offer: Offer,
     },
+    /// These are all peers without a link with which keys can be agreed on through the mesh.
+    Distant(Vec<Distant>),
+    /// A peer's data plane has said something to this one through the mesh.
+    Routed {
+        /// Who, by its own account.
+        from: PeerName,
+        /// What.
+        body: Vec<u8>,
+    },
     /// Send this probe.
     Probe(Probe),
     /// Reach peers so.
@@ -113,6 +128,8 @@ pub enum Order {
 pub enum Report {
     /// Say this on a link.
     Offer(LinkId, Offer),
+    /// Say this to a peer through the mesh.
+    Routed(PeerName, Vec<u8>),
     /// Something can be reached, or no longer.
     Way(WayNews),
     /// A probe has come back.
@@ -131,6 +148,7 @@ pub struct Driver {
     orders: mpsc::UnboundedReceiver<Order>,
     reports: mpsc::UnboundedSender<Report>,
     links: Links,
+    far: Far,
     sessions: Sessions,
     /// None where no QUIC connection may carry.
     quic: Option<QuicDoor>,
@@ -155,6 +173,7 @@ enum Wake {
     Size,
     Traffic(Vec<PeerName>),
     Data(Option<DataEvent>),
+    Secrets,
     Time,
 }
 
@@ -164,11 +183,12 @@ impl Driver {
     pub fn new(
         settings: Settings,
         tunnel: Result<Tunnel, String>,
-        (keys, quic): (LinkKeys, Option<QuicDoor>),
+        (keys, trust, quic): (LinkKeys, MeshTrust, Option<QuicDoor>),
         orders: mpsc::UnboundedReceiver<Order>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         let probers = [names::VXLAN, names::VXLAN6].map(|device| Prober::new(device, settings.name));
+        let far = Far::new(settings.name, trust);
         Self {
             settings,
             tunnel,
@@ -176,6 +196,7 @@ impl Driver {
             orders,
             reports,
             links: Links::default(),
+            far,
             sessions: Sessions::default(),
             quic,
             beside: Beside::default(),
@@ -210,6 +231,7 @@ impl Driver {
                 }
                 Wake::Traffic(peers) => self.on_traffic(peers),
                 Wake::Data(event) => self.on_data(event),
+                Wake::Secrets => self.on_secrets(),
                 Wake::Time => self.look(),
             }
         }
@@ -251,6 +273,7 @@ impl Driver {
             () = size => Wake::Size,
             peers = self.traffic.heard() => Wake::Traffic(peers),
             event = data => Wake::Data(event),
+            () = self.far.changed() => Wake::Secrets,
             () = time => Wake::Time,
         }
     }
@@ -261,7 +284,9 @@ impl Driver {
         if is_idle && self.table.vteps.is_empty() {
             return None;
         }
-        Some(self.looked + if self.sessions.are_unheard() { GREETING } else { LOOK })
+        let look = self.looked + if self.sessions.are_unheard() { GREETING } else { LOOK };
+        let far = self.far.due().filter(|_| self.tunnel.is_ok());
+        Some(far.map_or(look, |due| look.min(due)))
     }
 
     fn obey(&mut self, order: Order) {
@@ -284,6 +309,8 @@ impl Driver {
                 self.settle();
             }
             Order::Offer { link, peer, offer } => self.on_offer(link, peer, offer),
+            Order::Distant(distant) => self.on_distant(distant),
+            Order::Routed { from, body } => self.on_routed(from, &body),
             Order::Probe(probe) => self.probe(probe),
             Order::Table(table) => {
                 self.table = table;
@@ -296,8 +323,7 @@ impl Driver {
     /// Says on links how records are taken, where that is due.
     fn offer(&mut self, now: Instant) {
         let Ok(tunnel) = &self.tunnel else { return };
-        let port = if self.settings.by_udp { PORT } else { 0 };
-        for (link, offer) in self.links.offers((tunnel.queues, port), &self.sessions, now) {
+        for (link, offer) in self.links.offers((tunnel.queues, self.port()), &self.sessions, now) {
             self.tell(Report::Offer(link, offer));
         }
     }
@@ -326,11 +352,16 @@ impl Driver {
                 tunnel.engine.close_session(settings.index);
             }
             tunnel.engine.open_session(settings, &secret[..], now);
-            self.sessions.open(settings.index, (settings.peer, link), settings.remote, now);
+            self.sessions.open(settings.index, (settings.peer, Some(link)), settings.remote, now);
             self.look();
         } else {
             self.settle();
         }
+    }
+
+    /// Where this end takes records by UDP: nowhere is 0.
+    const fn port(&self) -> u16 {
+        if self.settings.by_udp { PORT } else { 0 }
     }
 
     /// Greets the other end of a session by every way that there is.
@@ -343,6 +374,7 @@ impl Driver {
             // Lost or refused, the next one will do.
             let _sent = tunnel.engine.probe(index, &carrier, &greeting, OVERHEAD + WORD_LEN);
         }
+        self.greet_distant(index, session.peer, &greeting);
     }
 
     fn on_event(&mut self, event: Event) {
@@ -377,6 +409,7 @@ impl Driver {
         }
         self.offer(now);
         self.attend_quic(now);
+        self.approach(now);
         if now >= self.underlay_looked + UNDERLAY_LOOK {
             self.underlay_looked = now;
             self.underlay.look_again();
@@ -404,6 +437,7 @@ impl Driver {
         self.sessions.clear();
         self.beside.clear();
         self.given.clear();
+        self.far.start_again(Instant::now());
         // The old one first: it holds the port.
         self.tunnel = Err("the device has vanished".to_owned());
         self.tunnel = Tunnel::start(&self.settings);

@@ -11,6 +11,9 @@
 //! at once, interrupts nothing. That its link is up is what both ends see alike: of two links that were made at once
 //! they may not agree which is the newer, and one end would close what the other sends with. Where the
 //! secret that let its peer in was withdrawn it ends soon in any case: a peer that holds the new one is back before.
+//!
+//! A session that was agreed on through the mesh has no link from the beginning, and is an orphan when its peer gets one,
+//! is out of reach, or has agreed on a newer one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -47,7 +50,7 @@ pub(super) fn is_due(
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     pub(super) peer: PeerName,
-    /// The link whose keys it has, while that is up.
+    /// The link whose keys it has, while that is up; none too of one that was agreed on through the mesh.
     pub(super) link: Option<LinkId>,
     /// Where the peer was when it began.
     pub(super) remote: SocketAddr,
@@ -74,12 +77,12 @@ impl Sessions {
     pub(super) fn open(
         &mut self,
         index: u32,
-        (peer, link): (PeerName, LinkId),
+        (peer, link): (PeerName, Option<LinkId>),
         remote: SocketAddr,
         now: Instant,
     ) {
         self.opened += 1;
-        let (number, link) = (self.opened, Some(link));
+        let number = self.opened;
         let session = Session {
             peer,
             link,
@@ -137,6 +140,26 @@ impl Sessions {
             session.orphan = Some(now);
             session.withdrawn = withdrawn;
         }
+    }
+
+    /// Nobody vouches for a session any more; `withdrawn` if the secret that had let the peer in is no longer believed.
+    pub(super) fn orphan(&mut self, index: u32, withdrawn: bool, now: Instant) {
+        if let Some(session) = self.all.get_mut(&index) {
+            session.link = None;
+            session.orphan.get_or_insert(now);
+            session.withdrawn |= withdrawn;
+        }
+    }
+
+    /// Those with a peer that no link vouches for.
+    pub(super) fn without_link(&self, peer: PeerName) -> Vec<u32> {
+        let theirs = self.all.iter().filter(|(_, session)| session.peer == peer && session.link.is_none());
+        theirs.map(|(&index, _)| index).collect()
+    }
+
+    /// Whose a session is.
+    pub(super) fn peer_of(&self, index: u32) -> Option<PeerName> {
+        self.all.get(&index).map(|session| session.peer)
     }
 
     /// Notes how much each has received, and returns those to be closed, which are forgotten here.
@@ -198,9 +221,9 @@ mod tests {
     fn two() -> (Sessions, Instant) {
         let (mut sessions, now) = (Sessions::default(), Instant::now());
         let remote = SocketAddr::from(([192, 0, 2, 1], 6785));
-        sessions.open(11, (PEER, LinkId(1)), remote, now);
+        sessions.open(11, (PEER, Some(LinkId(1))), remote, now);
         sessions.look(|index| (index == 11).then_some(5), now);
-        sessions.open(22, (PEER, LinkId(2)), remote, now);
+        sessions.open(22, (PEER, Some(LinkId(2))), remote, now);
         (sessions, now)
     }
 

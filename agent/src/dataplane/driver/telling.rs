@@ -1,6 +1,6 @@
 //! What the engine and the brain are told: what follows from all that is known, if it is new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weave_overlay::{Carrier as Of, Method, Via, Way, WayNews};
 use weave_proto::PeerName;
@@ -13,7 +13,7 @@ use super::{Driver, Report};
 use crate::dataplane::sleeve::{Carrier, Hop, Peer, SendWith};
 
 /// What every path over IPv6 takes, and nearly every one over IPv4, less what is added on any way: for want of better.
-const SMALLEST: u32 = 1280 - 100;
+pub(super) const SMALLEST: u32 = 1280 - 100;
 
 impl Driver {
     /// Tells the engine and the brain what follows from all that is known, if it is new.
@@ -29,40 +29,42 @@ impl Driver {
             self.news(news);
         }
         // Whoever comes back is told of anew.
-        let (links, sessions) = (self.links.peers(), self.sessions.peers());
+        let sealed = self.sealed_peers();
         self.told.retain(|(peer, carrier), _| match carrier {
             Of::Direct(Method::FastDp) => self.table.vteps.iter().any(|vtep| vtep.peer == *peer),
-            Of::Direct(Method::Sleeve | Method::Quic) | Of::Relay => {
-                links.contains(peer) || sessions.contains(peer)
-            }
+            Of::Direct(Method::Sleeve | Method::Quic) | Of::Relay => sealed.contains(peer),
         });
     }
 
     fn peers(&mut self) -> Vec<Peer> {
         let mut names = self.sessions.peers();
         names.extend(self.table.paths.iter().map(|path| path.peer));
+        names.extend(self.table.forwards.iter().map(|forward| forward.peer));
         let paths: BTreeMap<PeerName, _> = self.table.paths.iter().map(|path| (path.peer, path)).collect();
+        let forwards: BTreeMap<PeerName, Way> =
+            self.table.forwards.iter().map(|forward| (forward.peer, forward.way)).collect();
         let mut peers = Vec::with_capacity(names.len());
         for name in names {
             let path = paths.get(&name).copied();
             let session = self.sessions.to(name).map(|(index, session)| (index, session.remote));
-            let quic = self.quic_to(name).cloned();
-            let by_quic = Way::direct(Method::Quic);
-            let (carrier, hop, overhead) = match path.map_or(Via::Direct, |path| path.way.via) {
-                Via::Direct => {
-                    let used = quic.clone().filter(|_| path.is_some_and(|path| path.way == by_quic));
-                    let relaying = quic.filter(|_| {
-                        self.table.forwards.iter().any(|on| on.peer == name && on.way == by_quic)
-                    });
-                    let hop = session.map(|(session, _)| match relaying.or_else(|| used.clone()) {
-                        Some(link) => Hop::Quic { session, link },
-                        None => Hop::Udp { session },
-                    });
-                    (used.map_or(Carrier::Udp, Carrier::Quic), hop, OVERHEAD)
+            let by_quic = |way: Way| way == Way::direct(Method::Quic);
+            let (carrier, overhead) = match path.map(|path| path.way) {
+                Some(Way { via: Via::Relay(hop), .. }) => (Carrier::Relay(hop), RELAYED_OVERHEAD),
+                Some(way) if by_quic(way) => {
+                    (self.quic_to(name).cloned().map_or(Carrier::Udp, Carrier::Quic), OVERHEAD)
                 }
-                Via::Relay(hop) => (Carrier::Relay(hop), Some(Hop::Next(hop)), RELAYED_OVERHEAD),
+                Some(_) | None => (Carrier::Udp, OVERHEAD),
             };
-            let largest = session.map(|(_, at)| self.underlay.largest(at.ip()));
+            let hop = forwards.get(&name).and_then(|&way| match way.via {
+                Via::Relay(hop) => Some(Hop::Next(hop)),
+                Via::Direct if by_quic(way) => {
+                    let link = self.quic_to(name).cloned()?;
+                    session.map(|(session, _)| Hop::Quic { session, link })
+                }
+                Via::Direct => session.map(|(session, _)| Hop::Udp { session }),
+            });
+            let largest = session.map(|(_, at)| at.ip()).filter(|at| !at.is_unspecified());
+            let largest = largest.map(|at| self.underlay.largest(at));
             let mtu = path.and_then(|path| path.mtu).or(largest).unwrap_or(SMALLEST);
             // A peer that takes nothing by UDP is sent nothing by it, not even for want of better.
             let sendable =
@@ -80,29 +82,44 @@ impl Driver {
         peers
     }
 
+    /// Everybody with whom there is a session, or might be.
+    fn sealed_peers(&self) -> BTreeSet<PeerName> {
+        let mut peers = self.links.peers();
+        peers.extend(self.sessions.peers());
+        peers.extend(self.far.peers());
+        peers
+    }
+
+    /// Why a peer cannot be sent sealed records on some way.
+    fn why_not(&self, peer: PeerName, has_session: bool) -> String {
+        let far = self.far.distant(peer).is_some();
+        let trouble = self.far.trouble(peer).filter(|_| far).or_else(|| self.links.trouble(peer));
+        match (&self.tunnel, trouble) {
+            (Err(why), _) => why.clone(),
+            (Ok(_), _) if has_session => {
+                "nobody knows where the peer is: there is no link with it".to_owned()
+            }
+            (Ok(_), Some(trouble)) => trouble.to_owned(),
+            (Ok(_), None) if far => "no link: the two ends are agreeing on keys through the mesh".to_owned(),
+            (Ok(_), None) => "the two ends have not agreed on keys yet".to_owned(),
+        }
+    }
+
     /// What can be said of every way now.
     fn ways(&mut self) -> Vec<WayNews> {
         let mut ways = Vec::new();
-        let absent = self.tunnel.as_ref().err().cloned();
-        for peer in self.links.peers().union(&self.sessions.peers()).copied() {
-            let session = self.sessions.to(peer).map(|(_, session)| session.remote);
-            let trouble = self.links.trouble(peer).map(str::to_owned);
-            let why = || match absent.as_ref().or(trouble.as_ref()) {
-                Some(why) => why.clone(),
-                None => "the two ends have not agreed on keys yet".to_owned(),
-            };
-            let largest = session.map(|at| self.underlay.largest(at.ip()));
+        for peer in self.sealed_peers() {
+            let session = self.sessions.to(peer).map(|(_, session)| session.remote.ip());
+            let direct = session.filter(|at| !at.is_unspecified()).map(|at| self.underlay.largest(at));
+            let relayed = session.map(|_| self.largest_relayed(peer, direct));
             if self.quic.is_some() {
-                ways.push(self.way_by_quic(peer, session.is_some().then_some(()).ok_or_else(why)));
+                let ready = session.map(drop).ok_or_else(|| self.why_not(peer, false));
+                ways.push(self.way_by_quic(peer, ready));
             }
-            for carrier in [Of::Direct(Method::Sleeve), Of::Relay] {
+            for (carrier, largest) in [(Of::Direct(Method::Sleeve), direct), (Of::Relay, relayed)] {
                 ways.push(match largest {
-                    Some(largest) if carrier == Of::Relay => {
-                        let more = u32::try_from(RELAYED_OVERHEAD - OVERHEAD).unwrap_or(0);
-                        WayNews::Up { peer, carrier, largest: largest.saturating_sub(more) }
-                    }
                     Some(largest) => WayNews::Up { peer, carrier, largest },
-                    None => WayNews::Down { peer, carrier, why: why() },
+                    None => WayNews::Down { peer, carrier, why: self.why_not(peer, session.is_some()) },
                 });
             }
         }
@@ -121,10 +138,11 @@ impl Driver {
                 }
             });
         }
-        let (links, sessions) = (self.links.peers(), self.sessions.peers());
-        let gone = self.told.keys().filter(|(peer, carrier)| {
-            *carrier != Of::Direct(Method::FastDp) && !links.contains(peer) && !sessions.contains(peer)
-        });
+        let sealed = self.sealed_peers();
+        let gone = self
+            .told
+            .keys()
+            .filter(|(peer, carrier)| *carrier != Of::Direct(Method::FastDp) && !sealed.contains(peer));
         let why = "no session with this peer".to_owned();
         ways.extend(gone.map(|&(peer, carrier)| WayNews::Down { peer, carrier, why: why.clone() }));
         ways

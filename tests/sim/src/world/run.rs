@@ -182,6 +182,16 @@ impl World {
                 }
             }
             Output::Probe(probe) => self.probe(at, probe),
+            Output::Distant(distant) => {
+                if let Some(agent) = &mut self.machines[at].agent {
+                    agent.distant = distant;
+                }
+            }
+            Output::Routed { from, body } => {
+                if let Some(agent) = &mut self.machines[at].agent {
+                    agent.told.push((from, body));
+                }
+            }
             Output::Publish(view) => {
                 if let Some(agent) = &mut self.machines[at].agent {
                     agent.view = Some(view);
@@ -190,7 +200,6 @@ impl World {
             Output::Rejoin
             | Output::Resolve(_)
             | Output::Offer { .. }
-            | Output::Routed { .. }
             | Output::Lost(_)
             | Output::Notify(_) => {}
         }

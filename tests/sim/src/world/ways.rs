@@ -26,6 +26,30 @@ impl World {
         self.carry(from, to, self.way(from, to)?)
     }
 
+    /// Whom a place takes to be within reach, but without a link.
+    #[must_use]
+    pub fn distant(&self, at: Place) -> Vec<Place> {
+        let agent = self.machines[at].agent.as_ref();
+        let names = agent.into_iter().flat_map(|agent| &agent.distant);
+        names.filter_map(|distant| self.place_of(distant.name)).collect()
+    }
+
+    /// Has a place's data plane say something to another one's, through the mesh.
+    pub fn say(&mut self, from: Place, to: Place, body: &[u8]) {
+        let (to, now) = (self.name_of(to), self.now);
+        if let Some(agent) = &mut self.machines[from].agent {
+            agent.router.send_routed(to, body.to_vec(), now);
+            self.perform(from);
+        }
+    }
+
+    /// What a place's data plane has been told by others, and by whom, since it was last asked.
+    pub fn told(&mut self, at: Place) -> Vec<(Place, Vec<u8>)> {
+        let told = self.machines[at].agent.as_mut().map(|agent| std::mem::take(&mut agent.told));
+        let told = told.unwrap_or_default().into_iter();
+        told.filter_map(|(from, body)| Some((self.place_of(from)?, body))).collect()
+    }
+
     fn name_of(&self, place: Place) -> PeerName {
         name(&self.machines[place].key)
     }

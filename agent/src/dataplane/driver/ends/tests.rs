@@ -96,7 +96,7 @@ impl World {
         if let Some((settings, keys)) = links.agree(link, 1, (|_| 1500, now), export) {
             let remote = settings.config.remote_index;
             engine.insert(settings.index, Open { remote, keys: *keys, received: 0 });
-            sessions.open(settings.index, (settings.peer, link), settings.remote, now);
+            sessions.open(settings.index, (settings.peer, Some(link)), settings.remote, now);
         }
     }
 

@@ -204,3 +204,38 @@ fn frames_that_may_not_go_on_are_dropped_and_counted() {
     at_c.set_nonblocking(true).unwrap();
     assert!(at_c.recv(&mut [0; 200]).is_err(), "nothing has gone on");
 }
+
+#[test]
+fn what_the_node_in_between_reads_says_nothing_and_what_it_changes_or_repeats_is_dropped_and_counted() {
+    let Some(lab) = Lab::row("meddle") else { return };
+    let behind = |of, side| vec![neighbour(of, Side::B), behind_b(of, side)];
+    let _a = start(&lab, Side::A, &[Side::B, Side::C], behind(Side::A, Side::C));
+    let c = start(&lab, Side::C, &[Side::A, Side::B], behind(Side::C, Side::A));
+    let meddler = lab.inside(Side::B, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap());
+    meddler.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let [at_a, at_c] = [Side::A, Side::C].map(|side| udp(&lab, side));
+    at_a.send_to(b"a secret of the pods", (inner(Side::C), 7000)).unwrap();
+
+    let mut frame = [0; 2000];
+    let len = meddler.recv(&mut frame).unwrap();
+    let frame = &mut frame[..len];
+    assert_eq!(Relay::parse(frame).unwrap().to, name(Side::C));
+    assert!(!frame.windows(6).any(|window| window == b"secret"), "it can be read");
+    Relay::send_on(frame, B_TO_C).unwrap();
+    let on = (lab.outer(Side::C), PORT);
+    let count = || c.engine.counters();
+    for (number, place) in [(1, RELAY_LEN + HEADER_LEN), (2, len - 1)] {
+        let mut changed = frame.to_vec();
+        changed[place] ^= 1;
+        meddler.send_to(&changed, on).unwrap();
+        eventually("what was changed is dropped and counted", || count().forged == number);
+    }
+    assert_eq!(count().records_opened, 0);
+    meddler.send_to(frame, on).unwrap();
+    let mut got = [0; 100];
+    let len = at_c.recv(&mut got).unwrap();
+    assert_eq!(&got[..len], b"a secret of the pods");
+    meddler.send_to(frame, on).unwrap();
+    eventually("what is repeated is dropped and counted", || count().replayed == 1);
+    assert_eq!(count().records_opened, 1);
+}
