@@ -20,6 +20,7 @@ mod beside;
 mod counted;
 mod ends;
 mod far;
+mod haste;
 mod mesh;
 mod prober;
 mod probes;
@@ -49,6 +50,7 @@ pub use self::counted::Counted;
 use self::counted::Teller;
 use self::ends::Links;
 use self::far::Far;
+use self::haste::{Haste, Road};
 use self::prober::{Heard, Prober};
 use self::quic::Carried;
 pub use self::quic::QuicDoor;
@@ -162,6 +164,7 @@ pub struct Driver {
     underlay_looked: Instant,
     looked: Instant,
     traffic: Traffic,
+    haste: Haste,
     teller: Teller,
 }
 
@@ -209,6 +212,7 @@ impl Driver {
             underlay_looked: Instant::now(),
             looked: Instant::now(),
             traffic: Traffic::default(),
+            haste: Haste::default(),
             teller: Teller::default(),
         }
     }
@@ -423,6 +427,13 @@ impl Driver {
             self.sessions.all().filter_map(|(index, peer)| Some((index, peer, engine?.sealed(index)?)));
         let sent = self.traffic.look(sessions, !self.table.vteps.is_empty(), now);
         self.on_traffic(sent);
+    }
+
+    /// A probe has come.
+    fn on_probed(&mut self, peer: PeerName, road: Road, len: u32) {
+        if len == 0 && self.haste.heard(peer, road, Instant::now()) {
+            self.on_traffic(vec![peer]);
+        }
     }
 
     fn on_traffic(&self, peers: Vec<PeerName>) {

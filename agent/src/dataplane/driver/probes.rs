@@ -8,6 +8,7 @@ use weave_proto::PeerName;
 use weave_sleeve::header::OVERHEAD;
 use weave_sleeve::relay::RELAYED_OVERHEAD;
 
+use super::haste::Road;
 use super::prober::{Heard, Prober};
 use super::word::{Kind, WORD_LEN, Word};
 use super::{Driver, Report};
@@ -34,6 +35,7 @@ impl Driver {
                 let answer = Word { kind: Kind::Answer, ..word };
                 // A lost answer is a lost probe, which will be repeated.
                 let _sent = tunnel.engine.probe(session, &carrier, &answer.to_bytes(), overhead + WORD_LEN);
+                self.on_probed(peer, from.into(), word.len);
             }
             Kind::Answer => {
                 let is_sealed = |way: Way| way.method.is_sealed();
@@ -58,6 +60,7 @@ impl Driver {
                 if let Err(error) = sent {
                     tracing::debug!(peer = %from, %error, "a probe of the kernel's tunnel could not be answered");
                 }
+                self.on_probed(from, Road::Kernel, word.len);
             }
             Kind::Answer => self.on_answer(from, word, |way| !way.method.is_sealed()),
             Kind::Greeting => {}

@@ -469,7 +469,10 @@ impl PeerState {
         // The kernel's way may work though nobody can probe it.
         let doubtful = self.ways.get(&chosen.slot).map_or_else(
             || chosen.slot.is_sealed() || self.is_refuted(chosen.slot),
-            |used| !used.health.answers() || used.health.is_suspect(now),
+            |used| {
+                let asked = self.pace_of_chosen(used, now) == Pace::Checked;
+                asked || !used.health.answers() || used.health.is_suspect(now)
+            },
         );
         // The best that answers is enough to know of.
         let better = || {
