@@ -8,8 +8,8 @@
 //!
 //! Nothing here counts on a message that arrives. Either end says its offer again, ever less often, until something
 //! authentic has come in the session that follows from it; and whatever one end has heard it keeps, so that a number
-//! that it draws anew needs no other word from the other end. Whoever has not been heard shows by it that the other end
-//! may lack the offer; whoever hears an offer twice says its own again, since the other end does not hear it.
+//! that it draws anew needs no other word from the other end. An offer is never an answer to an offer: two ends that
+//! answered each other so would never end. Whoever hears one twice greets with a record, which the other end may lack.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -54,8 +54,6 @@ struct Own {
     /// Since when the other end should be heard.
     since: Instant,
     said: Option<Instant>,
-    /// Whether the other end has said its own again, so that it may not have this one.
-    missed: bool,
 }
 
 /// All of them.
@@ -105,7 +103,7 @@ impl Links {
                 break index;
             }
         };
-        link.own = Some(Own { index, since: now, said: None, missed: false });
+        link.own = Some(Own { index, since: now, said: None });
     }
 
     /// What is to be said now: every offer for the first time, and those that nothing has come of.
@@ -118,12 +116,9 @@ impl Links {
         let mut offers = Vec::new();
         for (&id, link) in &mut self.all {
             let Some(own) = &mut link.own else { continue };
-            let due = match sessions.is_heard(own.index) {
-                true => own.missed,
-                false => is_due(own.since, own.said, (AGAIN, SELDOM), now),
-            };
-            if due {
-                (own.said, own.missed) = (Some(now), false);
+            // Who is heard has this offer: without it there would be no keys.
+            if !sessions.is_heard(own.index) && is_due(own.since, own.said, (AGAIN, SELDOM), now) {
+                own.said = Some(now);
                 offers.push((id, offer(own.index, (queues, port))));
             }
         }
@@ -135,8 +130,7 @@ impl Links {
         let link = self.all.get_mut(&link).filter(|link| link.peer == peer)?;
         let theirs = offer.index;
         link.heard = Some(offer);
-        let own = link.own.as_mut().filter(|own| link.agreed == Some((own.index, theirs)))?;
-        own.missed = true;
+        let own = link.own.filter(|own| link.agreed == Some((own.index, theirs)))?;
         Some(own.index)
     }
 

@@ -335,10 +335,7 @@ impl Driver {
     fn on_offer(&mut self, link: LinkId, peer: PeerName, offer: Offer) {
         match self.links.hear(link, peer, offer) {
             // Said again, so it does not hear this end.
-            Some(index) => {
-                self.greet(index);
-                self.offer(Instant::now());
-            }
+            Some(index) => self.greet(index),
             None => self.agree(link),
         }
     }

@@ -227,6 +227,23 @@ fn where_nothing_is_lost_each_end_says_its_offer_once_and_is_heard_at_once() {
 }
 
 #[test]
+fn an_offer_that_comes_twice_starts_no_talk_without_end() {
+    let mut world = World::new(1);
+    world.lost = 0;
+    (0..2).for_each(|end| world.link_up(end, LinkId(1)));
+    world.look(0);
+    let offer = world.coming[1].iter().find_map(|(_, packet)| match packet {
+        Packet::Offer(_, offer) => Some(offer.clone()),
+        Packet::Record { .. } => None,
+    });
+    world.run(Duration::from_secs(5));
+    assert!((0..2).all(|end| world.sends_what_is_opened(end)));
+    world.send(1, Packet::Offer(LinkId(1), offer.unwrap()));
+    world.run(Duration::from_secs(5));
+    assert!(world.coming.iter().all(VecDeque::is_empty), "both ends talk on");
+}
+
+#[test]
 fn an_offer_that_is_never_answered_is_said_ever_less_often() {
     let (mut links, sessions, now) = (Links::default(), Sessions::default(), Instant::now());
     links.up(LinkId(1), PEERS[0], true, SocketAddr::from(([192, 0, 2, 1], 6783)));
