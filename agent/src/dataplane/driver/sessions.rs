@@ -157,11 +157,6 @@ impl Sessions {
         theirs.map(|(&index, _)| index).collect()
     }
 
-    /// Whose a session is.
-    pub(super) fn peer_of(&self, index: u32) -> Option<PeerName> {
-        self.all.get(&index).map(|session| session.peer)
-    }
-
     /// Notes how much each has received, and returns those to be closed, which are forgotten here.
     pub(super) fn look(&mut self, received: impl Fn(u32) -> Option<u64>, now: Instant) -> Vec<u32> {
         for (&index, session) in &mut self.all {
