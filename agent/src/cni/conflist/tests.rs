@@ -117,7 +117,11 @@ fn trap_06_a_plugin_that_is_where_debian_s_runtime_looks_is_pointed_out() {
         let dir = "/opt/cni/bin".into();
         Missing { plugin: "loopback", dir, loss: "no pod starts", is_in_debians }.to_string()
     };
-    assert_eq!(missing(false), "the CNI plugin loopback is not in /opt/cni/bin: no pod starts");
+    assert_eq!(
+        missing(false),
+        "the CNI plugin loopback is not in /opt/cni/bin: no pod starts; install it there (Debian's package \
+         containernetworking-plugins has it)"
+    );
     assert!(missing(true).contains("--bin-dir /usr/lib/cni"), "{}", missing(true));
 }
 
