@@ -79,7 +79,12 @@ impl Driver {
 
     pub(super) fn probe(&mut self, probe: Probe) {
         let now = Instant::now();
-        self.asked.retain(|_, (_, at)| now < *at + ANSWER_PATIENCE);
+        // Nonces rise, so the first is the oldest.
+        while let Some(first) =
+            self.asked.first_entry().filter(|first| now >= first.get().1 + ANSWER_PATIENCE)
+        {
+            first.remove();
+        }
         let Probe { peer, way, nonce, len } = probe;
         let word = Word { kind: Kind::Probe, nonce, len };
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(usize::from(u16::MAX));
