@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use weave_netns::lab::{OUTSIDE, others};
-use weave_netns::probe::{self, Flow, PORT, Server};
+use weave_netns::cni::INTERFACE;
+use weave_netns::lab::{BRIDGE, OUTSIDE, others};
+use weave_netns::probe::{self, Flow, MARK, PORT, Server};
+use weave_netns::recording::{self, Recording};
 use weave_netns::rules::{self, Service};
 use weave_netns::{Host, Lab, Pod, eventually, run_in_lab};
 
@@ -19,6 +21,7 @@ const PACE: Duration = Duration::from_millis(20);
 const ROUNDS: usize = 2;
 /// Enough nodes for a hundred switches in so many rounds: each decides for itself about each of the others.
 const NODES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+const PASSWORD: &str = "--password=Ndq0zJk1fR2uQmTg7xVwYb4cHs8eLpAo";
 const UNIVERSE: &str = "10.32.0.0/12";
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 1), 80);
 const NODE_PORT: u16 = 30080;
@@ -38,6 +41,34 @@ fn a_hundred_switches_between_the_kernel_s_tunnel_and_the_sealed_one_break_no_fl
             let report = flow.finish().with_context(|| format!("the flow {name}"))?;
             ensure!(report.lost == 0 && report.sent > 20, "{name}: {report:?}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_hundred_switches_between_sealed_ways_break_no_flow_and_show_nothing_in_clear() {
+    run_in_lab(|lab| {
+        let hosts = lab.mesh_with(&NODES, |options| options.flag(PASSWORD))?;
+        let pods = Pods::new(&hosts)?;
+        let wire = Recording::start(lab.underlay(), BRIDGE, "", &lab.scratch().join("wire.pcap"))?;
+        let inside = Recording::start(pods.pods[0].ns(), INTERFACE, "", &lab.scratch().join("pod.pcap"))?;
+        let mut flows = pods.flows()?;
+        let silent = Flow::udp(pods.pods[0].ns(), pods.pods[1].service(), PACE)?;
+        let switches = switch(lab, &hosts, ["sleeve", "quic"], "udp dport 6785 drop")?;
+        ensure!(switches >= 100, "only {switches} switches");
+        // Another way to lose the way: the device is gone, with every route to it.
+        hosts[0].ns()?.ip("link del weave-tun")?;
+        wait_everywhere(&hosts, "sleeve")?;
+        for (name, flow) in flows.drain(..) {
+            let report = flow.finish().with_context(|| format!("the flow {name}"))?;
+            ensure!(report.lost == 0 && report.sent > 50, "{name}: {report:?}");
+        }
+        let report = silent.finish()?;
+        ensure!(report.sent > 100 && report.lost < report.sent / 2, "{report:?}");
+        let seen = recording::count(&inside.finish()?, MARK);
+        ensure!(seen > 100, "the pod's own packets show {seen} marks: nothing was tested");
+        let seen = recording::count(&wire.finish()?, MARK);
+        ensure!(seen == 0, "{seen} packets of pods could be read");
         Ok(())
     });
 }
