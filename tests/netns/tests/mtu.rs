@@ -6,11 +6,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use weave_netns::host::UPLINK;
 use weave_netns::probe::{self, Flow, Server};
+use weave_netns::wait::throughout;
 use weave_netns::{AgentOptions, Host, HostOptions, Lab, Pod, eventually, run_in_lab};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The pace of a flow that notices a gap.
 const PACE: Duration = Duration::from_millis(20);
+/// How long a flow runs before and after what may disturb it.
+const RUN: Duration = Duration::from_millis(500);
 /// Strong enough that nothing is warned of.
 const PASSWORD: &str = "--password=Ndq0zJk1fR2uQmTg7xVwYb4cHs8eLpAo";
 /// What the kernel's tunnel and the sealed one add to a packet.
@@ -122,6 +125,8 @@ fn an_underlay_that_changes_while_pods_talk_sealed_is_followed() {
 fn changes(lab: &Lab, flags: &[&str], overhead: u32) -> Result<()> {
     let pair = Pair::new(lab, ORDINARY, flags)?;
     let flow = Flow::tcp(pair.one.ns(), pair.other.service(), PACE)?;
+    let runs = || throughout(RUN, "the pods talk", || probe::ping(pair.one.ns(), pair.other.address()));
+    runs()?;
     resize(lab, &pair, NARROW)?;
     // Running pods keep their interfaces; their node tells them what passes.
     pair.largest_is(NARROW - overhead)?;
@@ -143,6 +148,7 @@ fn changes(lab: &Lab, flags: &[&str], overhead: u32) -> Result<()> {
         probe::ping_sized(fresh.ns(), far.address(), JUMBO - overhead)
     })?;
     pair.transfer(1 << 20)?;
+    runs()?;
     let report = flow.finish()?;
     ensure!(report.lost == 0 && report.sent > 10, "{report:?}");
     Ok(())
