@@ -15,7 +15,8 @@
 //!   by keeping the route. The one exception is `fastdp` where no way has been chosen: the kernel at the other end needs
 //!   no agent, so it is assumed to work until something shows otherwise.
 //! * **Whose silence?** When an agent dies, all its ways fall silent within moments of each other. So silence demotes a
-//!   way only if another one has answered a probe that was sent [`PROOF`] after the silent one was last heard.
+//!   way only if another one has answered a probe that was sent [`PROOF`] after the silent one was last heard, and goes
+//!   on answering for [`RETURN`]: the first answers after an agent's return may come by any way.
 //! * **A restart changes nothing.** The last way is *held* when this agent starts. It is given up by the same rule.
 //! * **Back to the better one**, once it has answered for its *hold*: a second at first, twice as long each time that it
 //!   has failed in use, so that a way which comes and goes is used ever less often ([`LONGEST_HOLD`]).
@@ -42,6 +43,11 @@ const PROOF: Duration = Duration::from_millis(1000);
 
 /// How many probes of the silent way must be overdue besides, that were sent while another one answered.
 const ASKED: usize = 3;
+
+/// For how long another way must have proved so: an agent that has come back, however soon, answers on the way in use
+/// within this. What is left of 3 s when [`PROOF`] and the probe's trip are taken off, and a little less. Where nobody
+/// sends, ways are asked less often, and there is twice the time.
+const RETURN: Duration = Duration::from_millis(1500);
 
 /// How long a better way must have answered before it is used, if it has never failed.
 const HOLD: Duration = Duration::from_secs(1);
@@ -188,6 +194,8 @@ pub(crate) struct PeerState {
     pub(crate) wants_quic: Option<bool>,
     /// How often each has been left for its silence.
     failures: BTreeMap<Slot, u32>,
+    /// Since when each other way proves that the agent at the other end lives, which is not heard on the way in use.
+    proofs: BTreeMap<Slot, Instant>,
     known_mtu: Option<(Slot, u32)>,
 }
 
@@ -284,6 +292,7 @@ impl PeerState {
         if self.chosen.is_some_and(is_missing) {
             self.chosen = None;
         }
+        self.note_proofs(now);
         match self.chosen {
             None => self.begin(sight),
             Some(chosen) => {
@@ -353,6 +362,24 @@ impl PeerState {
         self.failures.get(&slot).copied().unwrap_or(0)
     }
 
+    /// When the way in use was last heard, or since when it could have been; none if nobody probes it.
+    fn heard(&self, chosen: Chosen) -> Option<Instant> {
+        self.ways
+            .get(&chosen.slot)
+            .map(|live| live.health.last_heard().unwrap_or_else(|| live.health.since()))
+    }
+
+    fn note_proofs(&mut self, now: Instant) {
+        let due = self.chosen.and_then(|chosen| self.heard(chosen)).map(|heard| heard + PROOF);
+        let mut before = std::mem::take(&mut self.proofs);
+        for (&slot, live) in &self.ways {
+            let proves = live.health.answers() && due.is_some() && live.health.proof() >= due;
+            if proves {
+                self.proofs.insert(slot, before.remove(&slot).unwrap_or(now));
+            }
+        }
+    }
+
     /// Where to go from a way that is silent or gone: the best that answers, and so proves that the agent lives.
     fn refuge(&self, chosen: Chosen, sight: &Sight<'_>, now: Instant) -> Option<Slot> {
         let silent_way = self.ways.get(&chosen.slot);
@@ -365,18 +392,20 @@ impl PeerState {
         if !silent {
             return None;
         }
-        let heard =
-            silent_way.and_then(|live| live.health.last_heard().or_else(|| Some(live.health.since())));
+        let Some(silent_way) = silent_way else {
+            return self.answering().find(|other| *other != chosen.slot);
+        };
+        let patience = if self.is_busy(now) { RETURN } else { 2 * RETURN };
+        let is_overdue = |since: Instant| silent_way.health.overdue_since(since, now) >= ASKED;
         let proves = |other: &Slot| {
-            let Some(live) = self.ways.get(other) else { return false };
-            let alive =
-                heard.is_none_or(|heard| live.health.proof().is_some_and(|proof| proof >= heard + PROOF));
+            let (Some(live), Some(&proved)) = (self.ways.get(other), self.proofs.get(other)) else {
+                return false;
+            };
             // An agent that has only just come back has not had the time to answer on every way.
             let settled = live.health.run().is_some_and(|(since, _)| {
-                now >= since + SILENCE
-                    && silent_way.is_none_or(|live| live.health.overdue_since(since, now) >= ASKED)
+                now >= since + SILENCE && now >= proved + patience && is_overdue(since.max(proved))
             });
-            alive && (settled || heard.is_none() || chosen.slot.is_sealed())
+            settled || chosen.slot.is_sealed()
         };
         self.answering().filter(|other| *other != chosen.slot).find(proves)
     }

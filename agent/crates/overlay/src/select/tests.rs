@@ -327,6 +327,31 @@ fn a_way_that_falls_silent_is_left_within_three_seconds_and_taken_again_when_it_
 }
 
 #[test]
+fn a_peer_whose_agent_is_away_for_any_time_keeps_its_way_with_and_without_traffic() {
+    let mut moved = Vec::new();
+    for (absence, late) in (1..15).flat_map(|steps| [0, 500, 1000].map(|late| (steps * 350, late))) {
+        for (phase, busy) in (0..4).flat_map(|phase| [(phase, true), (phase, false)]) {
+            let mut lab = Lab::with(&[FASTDP, SLEEVE]);
+            lab.run(secs(20) + Duration::from_millis(171 * phase));
+            if !busy {
+                lab.busy.clear();
+                lab.run(secs(60));
+            }
+            lab.open.clear();
+            lab.run(Duration::from_millis(absence));
+            lab.open(SLEEVE);
+            lab.run(Duration::from_millis(late));
+            lab.open(FASTDP);
+            lab.run(secs(10));
+            if lab.history.len() > 1 {
+                moved.push((absence, late, phase, busy));
+            }
+        }
+    }
+    assert!(moved.is_empty(), "moved after an absence of ms, late by ms, phase, traffic: {moved:?}");
+}
+
+#[test]
 fn a_peer_whose_agent_is_down_keeps_its_way_and_its_return_changes_nothing() {
     for phase in 0..20 {
         let mut lab = Lab::with(&[FASTDP, SLEEVE, QUIC]);
