@@ -44,7 +44,7 @@ pub struct Offloads {
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// No `/dev/net/tun`, or no right to open it.
-    #[error("open /dev/net/tun: {0} (in a container it must be allowed and present)")]
+    #[error("open /dev/net/tun: {0} ({remedy})", remedy = remedy(.0))]
     Open(#[source] io::Error),
     /// The device exists in another form, or there is no right to make it.
     #[error("attach to device {name}: {source}")]
@@ -62,6 +62,15 @@ pub enum TunError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// What an operator can do about a device that cannot be opened.
+fn remedy(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "this container or unit may not open the device: let it; runc 1.2.0 to 1.2.3 let no container, newer ones do"
+    } else {
+        "run `modprobe tun` on the node; a container needs the node's /dev/net"
+    }
 }
 
 /// The device, with all its queues.

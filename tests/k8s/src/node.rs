@@ -53,6 +53,13 @@ for hierarchy in /sys/fs/cgroup/*/; do
     done
 done"#;
 
+/// `weave reset` by the program in the image $1, as docs/kubernetes.md and docs/migrating-from-weave-net.md have it.
+const RESET: &str = r#"set -eu
+mkdir -p /run/image
+ctr -a "$2" -n k8s.io images mount "$1" /run/image > /dev/null
+/run/image/usr/bin/weave reset
+umount /run/image"#;
+
 /// An iptables in folder $1 that says to be of version $2; an empty folder without a version.
 const PRETEND: &str = r#"set -eu
 mkdir -p "$1"
@@ -120,6 +127,15 @@ impl Node {
         self.lock().as_ref().context("the node is off")?.userland.run(program, arguments)
     }
 
+    /// Removes the network of weave, which has no agent here any more, and returns what that said.
+    ///
+    /// # Errors
+    /// The node is off, or something cannot be removed.
+    pub fn reset(&self) -> Result<String> {
+        let image = format!("docker.io/library/{}", crate::image::WEAVE);
+        self.run("bash", &["-c", RESET, "reset", &image, SOCKET])
+    }
+
     /// Ends the kubelet as a crash does and starts it again.
     ///
     /// # Errors
@@ -142,6 +158,17 @@ impl Node {
         running.proxy.take().context("no kube-proxy")?.stop(&running.userland, "TERM")?;
         running.proxy = Some(self.proxy(&running.userland, iptables)?);
         Ok(())
+    }
+
+    /// Ends kube-proxy for good, and removes what it has told the kernel of addresses.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn stop_proxy(&self) -> Result<()> {
+        let mut running = self.lock();
+        let running = running.as_mut().context("the node is off")?;
+        running.proxy.take().context("no kube-proxy")?.stop(&running.userland, "TERM")?;
+        running.userland.run("bash", &["-c", "iptables -t nat -F && iptables -t nat -X"]).map(drop)
     }
 
     /// Ends the kubelet for good.
