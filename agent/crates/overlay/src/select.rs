@@ -213,6 +213,15 @@ impl Overlay {
         }
     }
 
+    /// Packets of others have been sent on to these peers since this was last said.
+    pub fn handle_relayed(&mut self, peers: &[PeerName], now: Instant) {
+        for &peer in peers {
+            if self.peers.get_mut(&peer).is_some_and(|state| state.note_relayed(now)) {
+                self.step(peer, now);
+            }
+        }
+    }
+
     /// Time has passed. Who has waited the longest comes first.
     pub fn handle_timeout(&mut self, now: Instant) {
         let due = self.due.iter().filter(|(_, due)| due.wake <= now);
@@ -304,7 +313,8 @@ impl Overlay {
     fn step_one(&mut self, name: PeerName, now: Instant) -> bool {
         let Some(mut state) = self.peers.remove(&name) else { return false };
         let is_busy = |peer: &PeerName| self.peers.get(peer).is_some_and(|state| state.is_busy(now));
-        state.relaying = self.hops.get(&name).is_some_and(|through| through.iter().any(is_busy));
+        let reaches_others = self.hops.get(&name).is_some_and(|through| through.iter().any(is_busy));
+        state.relaying = reaches_others || state.is_relayed_to(now);
         let sight = Sight { own: self.own, due: self.is_due(&state), relays: &self.relays };
         state.refresh(&sight, now);
         self.changed |= state.decide(&sight, now);

@@ -268,6 +268,12 @@ impl Router {
         self.publish_if_rerouted();
     }
 
+    /// Packets of others have been sent on to these peers since this was last said.
+    pub fn handle_relayed(&mut self, peers: &[PeerName], now: Instant) {
+        self.overlay.handle_relayed(peers, now);
+        self.publish_if_rerouted();
+    }
+
     /// The data plane tells a neighbour how to send sealed records to it with the keys of this link.
     pub fn send_offer(&mut self, link: LinkId, offer: Offer) {
         if self.topology.peer_of(link).is_some() {

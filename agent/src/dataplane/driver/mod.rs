@@ -55,7 +55,7 @@ use self::prober::{Heard, Prober};
 use self::quic::Carried;
 pub use self::quic::QuicDoor;
 use self::sessions::{GREETING, Sessions};
-use self::traffic::Traffic;
+use self::traffic::{Counts, Seen, Traffic};
 pub use self::tunnel::Tunnel;
 pub use self::underlay::SEALED_MORE;
 use self::underlay::{UNDERLAY_LOOK, Underlay};
@@ -138,6 +138,8 @@ pub enum Report {
     Answer(ProbeAnswer),
     /// Packets of pods have been sent to these peers of late.
     Traffic(Vec<PeerName>),
+    /// Packets of others have been sent on to these peers of late.
+    Relayed(Vec<PeerName>),
     /// So much was counted so far.
     Counted(Box<Counted>),
 }
@@ -420,10 +422,14 @@ impl Driver {
 
     fn look_for_traffic(&mut self, now: Instant) {
         let engine = self.tunnel.as_ref().ok().map(|tunnel| &tunnel.engine);
-        let sessions =
-            self.sessions.all().filter_map(|(index, peer)| Some((index, peer, engine?.sealed(index)?)));
-        let sent = self.traffic.look(sessions, !self.table.vteps.is_empty(), now);
+        let counts =
+            |index| Some(Counts { sealed: engine?.sealed(index)?, relayed: engine?.relayed(index)? });
+        let sessions = self.sessions.all().filter_map(|(index, peer)| Some((index, peer, counts(index)?)));
+        let Seen { sent, relayed } = self.traffic.look(sessions, !self.table.vteps.is_empty(), now);
         self.on_traffic(sent);
+        if !relayed.is_empty() {
+            self.tell(Report::Relayed(relayed));
+        }
     }
 
     /// A probe has come.

@@ -1,8 +1,11 @@
-//! To whom pods send packets: their ways are probed closely, others' rarely.
+//! To whom packets are sent, those of pods of this node and those that it relays: their ways are probed closely, others'
+//! rarely.
 //!
 //! The kernel's tunnel is asked for the last use of each peer's forwarding entry, and the engine for the records that it
 //! has sealed. Both see only packets of pods and of this node itself, not probes. Asking costs one system call for
 //! all peers, and happens on a thread for work that waits, since the kernel may be busy with its links.
+//!
+//! What is relayed is sealed, so that probes among it cannot be told apart; but probes are few ([`FEW`]).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,7 +28,29 @@ const EARLY: Duration = Duration::from_millis(300);
 /// The kernel's ages are this coarse, and the thread that asks may have to wait for a processor.
 const COARSE: Duration = Duration::from_millis(50);
 
+/// So many frames a second that are relayed to one peer may all be probes: two ends in doubt of each other's ways send 7
+/// each, and so do their answers.
+const FEW: u64 = 30;
+
 type Looked = (Option<TunnelUse>, Vec<PeerName>);
+
+/// What was counted of a session so far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    /// Records of packets sealed.
+    pub(super) sealed: u64,
+    /// Frames of others sent on.
+    pub(super) relayed: u64,
+}
+
+/// To whom something was sent since the last look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Sealed packets of pods.
+    pub(super) sent: Vec<PeerName>,
+    /// Frames of others, so many that they are not all probes.
+    pub(super) relayed: Vec<PeerName>,
+}
 
 /// See the module's text.
 #[derive(Default)]
@@ -33,21 +58,21 @@ pub(super) struct Traffic {
     asked: Option<Instant>,
     asking: Option<JoinHandle<Looked>>,
     kernel: Option<TunnelUse>,
-    /// How many records of pods' packets each session has sealed.
-    sealed: BTreeMap<u32, u64>,
+    /// What was counted of each session.
+    counted: BTreeMap<u32, Counts>,
 }
 
 impl Traffic {
-    /// Asks, if it is about time: the kernel about these devices, whose answer comes from [`Self::heard`]. Those to whom
-    /// sealed records were sent, of the sessions with the counts of `sessions`. Needs a runtime.
+    /// Asks, if it is about time: the kernel about its devices, whose answer comes from [`Self::heard`]. What the engine
+    /// has sent, by the counts of its sessions. Needs a runtime, if the kernel is to be asked.
     pub(super) fn look(
         &mut self,
-        sessions: impl Iterator<Item = (u32, PeerName, u64)>,
+        sessions: impl Iterator<Item = (u32, PeerName, Counts)>,
         by_kernel: bool,
         now: Instant,
-    ) -> Vec<PeerName> {
+    ) -> Seen {
         if self.asked.is_some_and(|asked| now < asked + PACE - EARLY) {
-            return Vec::new();
+            return Seen::default();
         }
         let span = self.asked.map_or(PACE, |asked| now.saturating_duration_since(asked));
         self.asked = Some(now);
@@ -55,15 +80,21 @@ impl Traffic {
             let kernel = self.kernel.take();
             self.asking = Some(tokio::task::spawn_blocking(move || ask(kernel, span + COARSE)));
         }
-        let before = std::mem::take(&mut self.sealed);
-        let mut sent = Vec::new();
-        for (session, peer, count) in sessions {
-            if before.get(&session).is_some_and(|before| *before != count) {
-                sent.push(peer);
+        let before = std::mem::take(&mut self.counted);
+        let few = FEW * u64::try_from(span.as_millis()).unwrap_or(u64::MAX) / 1000;
+        let mut seen = Seen::default();
+        for (session, peer, counts) in sessions {
+            if let Some(before) = before.get(&session) {
+                if before.sealed != counts.sealed {
+                    seen.sent.push(peer);
+                }
+                if counts.relayed.saturating_sub(before.relayed) > few {
+                    seen.relayed.push(peer);
+                }
             }
-            self.sealed.insert(session, count);
+            self.counted.insert(session, counts);
         }
-        sent
+        seen
     }
 
     /// The kernel's answer, when it is there. May be cancelled without loss.
@@ -96,4 +127,22 @@ fn ask(kernel: Option<TunnelUse>, span: Duration) -> Looked {
         tracing::debug!(%error, "the kernel does not tell which tunnels are in use");
         Looked::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_this_node_count_from_the_first_and_relayed_ones_where_they_are_more_than_probes_are() {
+        let (mut traffic, start) = (Traffic::default(), Instant::now());
+        let [one, other] = [7, 8].map(|last| PeerName::from_bits([2, 0, 0, 0, 0, last]));
+        let mut look = |second, sealed, relayed| {
+            let counts = [(1, one, Counts { sealed, relayed: 0 }), (2, other, Counts { sealed: 0, relayed })];
+            traffic.look(counts.into_iter(), false, start + Duration::from_secs(second))
+        };
+        assert_eq!(look(0, 5, 500), Seen::default(), "nothing to compare with");
+        assert_eq!(look(1, 5, 500 + FEW), Seen::default());
+        assert_eq!(look(2, 6, 501 + 2 * FEW), Seen { sent: vec![one], relayed: vec![other] });
+    }
 }

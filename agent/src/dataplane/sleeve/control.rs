@@ -180,6 +180,11 @@ impl Control {
         self.sessions.get(&index).map(OneSession::sealed)
     }
 
+    /// How many frames of others were sent on to the peer of a session.
+    pub(super) fn relayed(&self, index: u32) -> Option<u64> {
+        Some(self.sessions.get(&index)?.live.relayed.load(Ordering::Relaxed))
+    }
+
     pub(super) fn received(&self, index: u32) -> Option<u64> {
         Some(self.sessions.get(&index)?.live.received.load(Ordering::Relaxed))
     }
@@ -267,7 +272,7 @@ impl Control {
             Hop::Quic { session, link } => (self.session_with(*session, next)?, Outlet::Quic(link.clone())),
             Hop::Next(_) => return None,
         };
-        Some(Forward { next, receiver: session.remote_index, outlet })
+        Some(Forward { next, receiver: session.remote_index, outlet, live: Arc::clone(&session.live) })
     }
 }
 

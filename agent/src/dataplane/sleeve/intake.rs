@@ -187,6 +187,7 @@ impl Intake {
             return count.relay_loops.add(frames);
         }
         count.relayed.add(frames);
+        forward.live.relayed.fetch_add(frames, Ordering::Relaxed);
         let ecn = Ecn::of(arrival.traffic_class);
         let batch = Batch { datagrams: run, segment: arrival.segment, ecn };
         forward.outlet.send(&self.socket, &[batch], count);

@@ -265,6 +265,12 @@ impl Engine {
         self.shared.control().sealed(session)
     }
 
+    /// How many frames of others, probes among them, were sent on to the peer of this session; none if it is not open.
+    #[must_use]
+    pub fn relayed(&self, session: u32) -> Option<u64> {
+        self.shared.control().relayed(session)
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn counters(&self) -> CountersSnapshot {

@@ -33,6 +33,7 @@ pub(super) struct Forward {
     /// That node's index of its session with this one.
     pub(super) receiver: u32,
     pub(super) outlet: Outlet,
+    pub(super) live: Arc<Live>,
 }
 
 /// How to send to a peer.
@@ -89,6 +90,8 @@ pub(super) struct Live {
     pub(super) ever_confirmed: AtomicBool,
     /// Authentic records received.
     pub(super) received: AtomicU64,
+    /// Relay frames of others sent on to the peer.
+    pub(super) relayed: AtomicU64,
 }
 
 impl OpenKeys {

@@ -184,8 +184,10 @@ pub(crate) struct PeerState {
     pub(crate) carriers: BTreeMap<Carrier, Standing>,
     pub(crate) ways: BTreeMap<Slot, Live>,
     pub(crate) chosen: Option<Chosen>,
-    /// Whether this node reaches others through the peer, to whom packets are sent.
+    /// Whether this node reaches others through the peer, to whom packets are sent, or sends packets of others on to it.
     pub(crate) relaying: bool,
+    /// When packets of others were last sent on to it.
+    relayed: Option<Instant>,
     /// How many ways were counted, by kind.
     pub(crate) counted: Counts,
     /// When packets of pods were last sent to it, and since when they are.
@@ -459,6 +461,18 @@ impl PeerState {
             live.pmtu.verify(now);
         }
         since.is_none()
+    }
+
+    /// Packets of others have been sent on to the peer; whether that is news.
+    pub(crate) fn note_relayed(&mut self, now: Instant) -> bool {
+        let is_news = !self.is_relayed_to(now);
+        self.relayed = Some(now);
+        is_news
+    }
+
+    /// Whether packets of others are sent on to the peer.
+    pub(crate) fn is_relayed_to(&self, now: Instant) -> bool {
+        self.relayed.is_some_and(|last| now < last + TRAFFIC)
     }
 
     /// Whether packets of pods are sent to the peer.

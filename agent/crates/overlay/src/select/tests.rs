@@ -66,6 +66,8 @@ struct Lab {
     sent: Vec<(Instant, Probe)>,
     /// To whom pods send packets.
     busy: Vec<PeerName>,
+    /// To whom packets of others are sent on.
+    relayed: Vec<PeerName>,
     /// When the data plane says so again.
     look: Instant,
     saved: BTreeMap<PeerName, KnownWay>,
@@ -89,6 +91,7 @@ impl Lab {
             coming: BTreeMap::new(),
             sent: Vec::new(),
             busy: vec![PEER],
+            relayed: Vec::new(),
             look: start,
             saved: BTreeMap::new(),
             history: Vec::new(),
@@ -167,13 +170,14 @@ impl Lab {
         let end = self.now + time;
         loop {
             let answer = self.coming.keys().next().map(|&(at, _)| at);
-            let look = (!self.busy.is_empty()).then_some(self.look);
+            let look = (!self.busy.is_empty() || !self.relayed.is_empty()).then_some(self.look);
             let next = [answer, look, self.overlay.poll_timeout()].into_iter().flatten().min();
             let Some(next) = next.filter(|next| *next <= end) else { break };
             self.now = self.now.max(next);
             if look == Some(next) {
                 self.look = self.now + LOOK;
                 self.overlay.handle_traffic(&self.busy, self.now);
+                self.overlay.handle_relayed(&self.relayed, self.now);
             } else if answer == Some(next) {
                 let (_, answer) = self.coming.pop_first().unwrap();
                 self.overlay.handle_answer(answer, self.now);
@@ -507,6 +511,23 @@ fn a_peer_out_of_reach_is_reached_through_a_relay_that_is_reached_itself() {
     lab.up(PEER, Carrier::Direct(Method::Quic));
     lab.open(QUIC);
     assert!(lab.until(QUIC) <= secs(3), "{:?}", lab.history);
+}
+
+#[test]
+fn what_is_relayed_to_a_peer_leaves_a_way_that_falls_silent_within_three_seconds() {
+    let mut lab = Lab::with(&[FASTDP, SLEEVE, QUIC]);
+    (lab.busy, lab.relayed) = (Vec::new(), vec![PEER]);
+    lab.run(secs(21));
+    let by = |lab: &Lab, way| lab.table().forwards.contains(&crate::Forward { peer: PEER, way });
+    for _ in 0..10 {
+        assert!(by(&lab, SLEEVE));
+        lab.cut(SLEEVE);
+        lab.run(secs(3));
+        assert!(by(&lab, QUIC));
+        lab.open(SLEEVE);
+        // Not a multiple of any pace.
+        lab.run(Duration::from_millis(21_700));
+    }
 }
 
 #[test]

@@ -91,6 +91,8 @@ fn a_stream_crosses_a_node_that_cannot_read_it() {
     assert_eq!(passed.relay_refused + passed.relay_no_way + passed.relay_loops, 0, "{passed:?}");
     assert!(passed.relayed >= (8 << 20) / RECORD_LEN as u64, "{passed:?}");
     assert!(passed.batches_sent * 4 < passed.relayed, "whole runs go on: {passed:?}");
+    let by_session: u64 = [A_TO_B, B_TO_C].iter().filter_map(|&session| b.engine.relayed(session)).sum();
+    assert!(by_session >= passed.relayed, "each is counted where it goes: {by_session} and {passed:?}");
     assert_eq!(got.forged + got.replayed + got.unknown_records, 0, "{got:?}");
     assert_eq!(sent.relay_refused, 0, "{sent:?}");
 }
