@@ -150,7 +150,9 @@ pub fn reach(from: &Netns, server: SocketAddr, name: &str) -> Result<Answer> {
 /// # Errors
 /// The transfer stalls, or comes back changed.
 pub fn bulk(from: &Netns, server: SocketAddr, bytes: usize) -> Result<()> {
-    const STALL: Duration = Duration::from_secs(5);
+    // TCP waits twice as long after each loss of the same segment: 25 s after the seventh. Where one packet in ten is lost
+    // each way, five in a row are nothing rare.
+    const STALL: Duration = Duration::from_secs(30);
     // Where one packet in ten is lost, the first three of a connection may well be among them.
     const CONNECTING: Duration = Duration::from_secs(20);
     let sent: Vec<u8> = (0..bytes).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect();

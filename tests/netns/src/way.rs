@@ -24,10 +24,19 @@ impl Host {
     /// The method by which the agent reaches the pods of `peer`; empty if it does not.
     ///
     /// # Errors
-    /// The agent does not answer, or knows of no connection to that peer.
+    /// The agent does not answer, or has never heard of that peer.
     pub fn method_to(&self, peer: &Self) -> Result<String> {
-        let connection = self.connection_to(peer)?;
-        Ok(connection["method"]["name"].as_str().unwrap_or_default().to_owned())
+        Ok(self.way_to(peer)?["name"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What the agent says of the way to the pods of `peer`, whether there is a connection to it or not.
+    ///
+    /// # Errors
+    /// The agent does not answer, or has never heard of that peer.
+    pub fn way_to(&self, peer: &Self) -> Result<Value> {
+        let peers = self.status(&["peers"])?;
+        let found = peers.as_array().into_iter().flatten().find(|one| one["nickname"] == peer.name());
+        Ok(found.with_context(|| format!("no {} in {peers}", peer.name()))?["method"].clone())
     }
 
     /// Waits until the agent reaches the pods of `peer` by this method.
@@ -36,8 +45,21 @@ impl Host {
     /// It does not in time; the message holds the connection.
     pub fn wait_method(&self, peer: &Self, method: &str, deadline: Duration) -> Result<()> {
         eventually(deadline, &format!("{} reaches {} by {method}", self.name(), peer.name()), || {
-            let connection = self.connection_to(peer)?;
-            ensure!(connection["method"]["name"] == method, "{connection}");
+            let way = self.way_to(peer)?;
+            ensure!(way["name"] == method, "{way}");
+            Ok(())
+        })
+    }
+
+    /// Waits until the agent reaches the pods of `peer` by this method and has had an answer to a probe of it: the kernel's
+    /// way is used before anything has answered, and may be left again.
+    ///
+    /// # Errors
+    /// It does not in time; the message holds the connection.
+    pub fn wait_proven(&self, peer: &Self, method: &str, deadline: Duration) -> Result<()> {
+        eventually(deadline, &format!("{} answers {} by {method}", peer.name(), self.name()), || {
+            let used = self.way_to(peer)?;
+            ensure!(used["name"] == method && !used["round_trip_us"].is_null(), "{used}");
             Ok(())
         })
     }

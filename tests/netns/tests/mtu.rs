@@ -1,71 +1,44 @@
 //! Packets are as large as the network between the nodes allows, and no larger.
 
-use std::sync::Arc;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use weave_netns::host::UPLINK;
-use weave_netns::probe::{self, Flow, Server};
+use weave_netns::probe::{self, Flow};
 use weave_netns::wait::throughout;
-use weave_netns::{AgentOptions, Host, HostOptions, Lab, Pod, eventually, run_in_lab};
+use weave_netns::{AgentOptions, HostOptions, Lab, Pair, Pod, Way, eventually, run_in_lab};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The pace of a flow that notices a gap.
 const PACE: Duration = Duration::from_millis(20);
 /// How long a flow runs before and after what may disturb it.
 const RUN: Duration = Duration::from_millis(500);
-/// Strong enough that nothing is warned of.
-const PASSWORD: &str = "--password=Ndq0zJk1fR2uQmTg7xVwYb4cHs8eLpAo";
-/// What the kernel's tunnel and the sealed one add to a packet.
-const PLAIN: u32 = 50;
-const SEALED: u32 = 60;
 /// The narrowest that IPv6 could be spoken over.
 const NARROW: u32 = 1280;
-const ORDINARY: u32 = 1500;
 const JUMBO: u32 = 9000;
 
-/// Two nodes over an underlay of `mtu`, a serving pod on each.
-struct Pair {
-    hosts: [Arc<Host>; 2],
-    one: Pod,
-    other: Pod,
-    _servers: [Server; 2],
+/// What a way adds to a packet of a pod. By QUIC, the search for a path's size may end below the truth, and where a path
+/// has shrunk it begins anew at 1200 bytes.
+const fn overhead(way: Way) -> RangeInclusive<u32> {
+    match way {
+        Way::Kernel => 50..=50,
+        Way::Sealed => 60..=60,
+        Way::Quic => 90..=150,
+        Way::Relayed => 80..=80,
+    }
 }
 
-impl Pair {
-    fn new(lab: &Lab, mtu: u32, flags: &[&str]) -> Result<Self> {
-        let hosts =
-            [lab.host_with(HostOptions::new("a").mtu(mtu))?, lab.host_with(HostOptions::new("b").mtu(mtu))?];
-        let flagged = |options: AgentOptions| flags.iter().fold(options, |options, flag| options.flag(flag));
-        hosts[0].launch(&flagged(AgentOptions::founder(2, &[&hosts[1]])))?;
-        hosts[1].launch(&flagged(AgentOptions::founder(2, &[&hosts[0]])))?;
-        Self::of(hosts)
+/// The largest packet that passes between the pods over an underlay of `mtu`, both ways.
+fn largest_is_right(pair: &Pair, way: Way, mtu: u32) -> Result<()> {
+    let (least, most) = (mtu - overhead(way).end(), mtu - overhead(way).start());
+    for (from, to) in [(&pair.one, &pair.other), (&pair.other, &pair.one)] {
+        eventually(PATIENCE, &format!("a packet of {least} bytes passes"), || {
+            probe::ping_sized(from.ns(), to.address(), least)
+        })?;
+        eventually(PATIENCE, "a larger one is refused", || is_told(from, to, most + 1))?;
     }
-
-    fn of(hosts: [Arc<Host>; 2]) -> Result<Self> {
-        hosts.iter().try_for_each(|host| host.wait_ready())?;
-        hosts[0].wait_connected(&[&hosts[1]])?;
-        let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
-        let servers = [one.serve()?, other.serve()?];
-        eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
-        Ok(Self { hosts, one, other, _servers: servers })
-    }
-
-    /// The largest packet that passes between the pods is of this size, both ways.
-    fn largest_is(&self, size: u32) -> Result<()> {
-        for (from, to) in [(&self.one, &self.other), (&self.other, &self.one)] {
-            eventually(PATIENCE, &format!("a packet of {size} bytes passes"), || {
-                probe::ping_sized(from.ns(), to.address(), size)
-            })?;
-            eventually(PATIENCE, "a larger one is refused", || is_told(from, to, size + 1))?;
-        }
-        Ok(())
-    }
-
-    fn transfer(&self, bytes: usize) -> Result<()> {
-        probe::bulk(self.one.ns(), self.other.service(), bytes)?;
-        probe::bulk(self.other.ns(), self.one.service(), bytes)
-    }
+    Ok(())
 }
 
 /// A packet of that size does not pass, and its sender is told so rather than left in silence.
@@ -85,51 +58,78 @@ fn mtu_of(pod: &Pod) -> Result<u32> {
 
 #[test]
 fn over_a_narrow_underlay_pods_send_what_fits() {
-    run_in_lab(|lab| fits(lab, NARROW, &[], PLAIN));
+    run_in_lab(|lab| fits(lab, Way::Kernel, NARROW));
 }
 
 #[test]
 fn over_a_narrow_underlay_pods_send_what_fits_sealed() {
-    run_in_lab(|lab| fits(lab, NARROW, &[PASSWORD], SEALED));
+    run_in_lab(|lab| fits(lab, Way::Sealed, NARROW));
+}
+
+#[test]
+fn over_a_narrow_underlay_pods_send_what_fits_by_quic() {
+    run_in_lab(|lab| fits(lab, Way::Quic, NARROW));
+}
+
+#[test]
+fn over_a_narrow_underlay_pods_send_what_fits_through_a_relay() {
+    run_in_lab(|lab| fits(lab, Way::Relayed, NARROW));
 }
 
 #[test]
 fn jumbo_frames_are_used() {
-    run_in_lab(|lab| fits(lab, JUMBO, &[], PLAIN));
+    run_in_lab(|lab| fits(lab, Way::Kernel, JUMBO));
 }
 
 #[test]
 fn jumbo_frames_are_used_sealed() {
-    run_in_lab(|lab| fits(lab, JUMBO, &[PASSWORD], SEALED));
+    run_in_lab(|lab| fits(lab, Way::Sealed, JUMBO));
 }
 
-fn fits(lab: &Lab, underlay: u32, flags: &[&str], overhead: u32) -> Result<()> {
-    let pair = Pair::new(lab, underlay, flags)?;
-    let expected = underlay - overhead;
-    let mtu = mtu_of(&pair.one)?;
+fn fits(lab: &Lab, way: Way, underlay: u32) -> Result<()> {
+    let pair = Pair::over(lab, way, underlay)?;
+    let (mtu, expected) = (mtu_of(&pair.one)?, underlay - overhead_of_pods(way));
     ensure!(mtu == expected, "a pod's MTU over an underlay of {underlay} bytes is {mtu}");
-    pair.largest_is(expected)?;
+    largest_is_right(&pair, way, underlay)?;
     pair.transfer(2 << 20)
+}
+
+/// What a pod's interface leaves room for: the most direct of the ways that its node may use.
+const fn overhead_of_pods(way: Way) -> u32 {
+    match way {
+        Way::Kernel => 50,
+        Way::Sealed | Way::Quic | Way::Relayed => 60,
+    }
 }
 
 #[test]
 fn an_underlay_that_changes_while_pods_talk_is_followed() {
-    run_in_lab(|lab| changes(lab, &[], PLAIN));
+    run_in_lab(|lab| changes(lab, Way::Kernel));
 }
 
 #[test]
 fn an_underlay_that_changes_while_pods_talk_sealed_is_followed() {
-    run_in_lab(|lab| changes(lab, &[PASSWORD], SEALED));
+    run_in_lab(|lab| changes(lab, Way::Sealed));
 }
 
-fn changes(lab: &Lab, flags: &[&str], overhead: u32) -> Result<()> {
-    let pair = Pair::new(lab, ORDINARY, flags)?;
+#[test]
+fn an_underlay_that_changes_while_pods_talk_by_quic_is_followed() {
+    run_in_lab(|lab| changes(lab, Way::Quic));
+}
+
+#[test]
+fn an_underlay_that_changes_while_pods_talk_through_a_relay_is_followed() {
+    run_in_lab(|lab| changes(lab, Way::Relayed));
+}
+
+fn changes(lab: &Lab, way: Way) -> Result<()> {
+    let pair = Pair::by(lab, way)?;
     let flow = Flow::tcp(pair.one.ns(), pair.other.service(), PACE)?;
     let runs = || throughout(RUN, "the pods talk", || probe::ping(pair.one.ns(), pair.other.address()));
     runs()?;
     resize(lab, &pair, NARROW)?;
     // Running pods keep their interfaces; their node tells them what passes.
-    pair.largest_is(NARROW - overhead)?;
+    largest_is_right(&pair, way, NARROW)?;
     pair.transfer(1 << 20)?;
     resize(lab, &pair, JUMBO)?;
     let [fresh, far] = ["fresh", "far"];
@@ -137,7 +137,7 @@ fn changes(lab: &Lab, flags: &[&str], overhead: u32) -> Result<()> {
         let (one, other) = (pair.hosts[0].pod(fresh)?, pair.hosts[1].pod(far)?);
         for (pod, host) in [(&one, &pair.hosts[0]), (&other, &pair.hosts[1])] {
             let mtu = mtu_of(pod)?;
-            if mtu != JUMBO - overhead {
+            if mtu != JUMBO - overhead_of_pods(way) {
                 pod.call(host, "DEL")?;
                 anyhow::bail!("the MTU of a new pod on {} is {mtu}", host.name());
             }
@@ -145,13 +145,13 @@ fn changes(lab: &Lab, flags: &[&str], overhead: u32) -> Result<()> {
         Ok((one, other))
     })?;
     eventually(PATIENCE, "a jumbo frame passes", || {
-        probe::ping_sized(fresh.ns(), far.address(), JUMBO - overhead)
+        probe::ping_sized(fresh.ns(), far.address(), JUMBO - overhead(way).end())
     })?;
     pair.transfer(1 << 20)?;
     runs()?;
     let report = flow.finish()?;
     ensure!(report.lost == 0 && report.sent > 10, "{report:?}");
-    Ok(())
+    pair.ensure_methods([way.method(); 2])
 }
 
 /// Gives every uplink another size, on both of its ends.
@@ -169,22 +169,22 @@ const MIDDLE: u32 = 1400;
 
 #[test]
 fn a_smaller_network_in_the_middle_that_cuts_packets_is_passed() {
-    run_in_lab(|lab| middle(lab, &[], Router::Speaks));
+    run_in_lab(|lab| middle(lab, Way::Kernel, Router::Speaks));
 }
 
 #[test]
 fn a_smaller_network_in_the_middle_that_says_so_is_respected_sealed() {
-    run_in_lab(|lab| middle(lab, &[PASSWORD], Router::Speaks));
+    run_in_lab(|lab| middle(lab, Way::Sealed, Router::Speaks));
 }
 
 #[test]
 fn a_smaller_network_in_the_middle_that_says_nothing_is_found_out() {
-    run_in_lab(|lab| middle(lab, &[], Router::Silent));
+    run_in_lab(|lab| middle(lab, Way::Kernel, Router::Silent));
 }
 
 #[test]
 fn a_smaller_network_in_the_middle_that_says_nothing_is_found_out_sealed() {
-    run_in_lab(|lab| middle(lab, &[PASSWORD], Router::Silent));
+    run_in_lab(|lab| middle(lab, Way::Sealed, Router::Silent));
 }
 
 /// What becomes of a packet that is too large for the network behind the router.
@@ -196,7 +196,7 @@ enum Router {
     Silent,
 }
 
-fn middle(lab: &Lab, flags: &[&str], manner: Router) -> Result<()> {
+fn middle(lab: &Lab, way: Way, manner: Router) -> Result<()> {
     let near = lab.host("a")?;
     let router = lab.host("router")?;
     let far = lab.host_with(HostOptions::new("b").without_uplink())?;
@@ -221,36 +221,38 @@ fn middle(lab: &Lab, flags: &[&str], manner: Router) -> Result<()> {
         }
     }
     near.ns()?.ip(&format!("route add 192.168.60.0/24 via {}", router.address()))?;
-    let flagged = |options: AgentOptions| flags.iter().fold(options, |options, flag| options.flag(flag));
+    let flagged =
+        |options: AgentOptions| way.flags().iter().fold(options, |options, flag| options.flag(flag));
     near.launch(&flagged(AgentOptions::founder(2, &[])))?;
     far.launch(&flagged(AgentOptions::founder(2, &[&near])))?;
-    [&near, &far].into_iter().try_for_each(|host| host.wait_ready())?;
-    let (one, other) = (near.pod("one")?, far.pod("other")?);
-    let servers = [one.serve()?, other.serve()?];
-    eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
-    let pair = Pair { hosts: [near, far], one, other, _servers: servers };
+    let pair = Pair::of(vec![near, far])?;
     // At once, before the path's size is known: it may pause, and must not die.
     pair.transfer(1 << 20)?;
-    if manner == Router::Speaks && !flags.contains(&PASSWORD) {
+    if manner == Router::Speaks && way == Way::Kernel {
         // The kernel's tunnel lets routers cut its packets, so what is too large for them passes all the same.
         let [one, other] = [&pair.one, &pair.other];
         let all = mtu_of(one)?;
-        probe::ping_sized(one.ns(), other.address(), all)?;
-        return probe::ping_sized(other.ns(), one.address(), all);
+        return eventually(PATIENCE, "the largest packets pass", || {
+            probe::ping_sized(one.ns(), other.address(), all)?;
+            probe::ping_sized(other.ns(), one.address(), all)
+        });
     }
     eventually(PATIENCE, "the pods are told what passes", || {
-        is_told(&pair.one, &pair.other, MIDDLE - PLAIN + 1)?;
-        is_told(&pair.other, &pair.one, MIDDLE - PLAIN + 1)
+        is_told(&pair.one, &pair.other, MIDDLE - overhead(Way::Kernel).start() + 1)?;
+        is_told(&pair.other, &pair.one, MIDDLE - overhead(Way::Kernel).start() + 1)
     })?;
     // The search for the size ends a few bytes below the truth. Pods that were told less meanwhile believe it for ten
     // minutes, as the kernel does; new ones do not.
-    let found = MIDDLE - SEALED - 8;
+    let found = MIDDLE - overhead(Way::Sealed).end() - 8;
     for (host, peer) in [(0, 1), (1, 0)] {
         let (host, peer) = (&pair.hosts[host], &pair.hosts[peer]);
         eventually(PATIENCE, "the path's size is found", || {
             let connection = host.connection_to(peer)?;
             let mtu = connection["method"]["mtu"].as_u64().unwrap_or_default();
-            ensure!((u64::from(found)..=u64::from(MIDDLE - PLAIN)).contains(&mtu), "{connection}");
+            ensure!(
+                (u64::from(found)..=u64::from(MIDDLE - overhead(Way::Kernel).start())).contains(&mtu),
+                "{connection}"
+            );
             Ok(())
         })?;
     }

@@ -10,11 +10,10 @@ use weave_netns::capture::Capture;
 use weave_netns::cni::INTERFACE;
 use weave_netns::host::UPLINK;
 use weave_netns::ns::Netns;
+use weave_netns::pair::PASSWORD;
 use weave_netns::{Host, command, eventually, probe, run_in_lab};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Strong enough that nothing is warned of.
-const PASSWORD: &str = "--password=Ndq0zJk1fR2uQmTg7xVwYb4cHs8eLpAo";
 /// Where sealed records go.
 const SLEEVE: u16 = 6785;
 /// How many records are captured.
