@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use weave_netns::capture::Capture;
 use weave_netns::cni::INTERFACE;
 use weave_netns::host::UPLINK;
+use weave_netns::lab::others;
 use weave_netns::packet;
+use weave_netns::pair::PASSWORD;
 use weave_netns::probe::{self, Flow};
 use weave_netns::wait::throughout;
 use weave_netns::{AgentOptions, Host, Pod, eventually, run_in_lab};
@@ -15,8 +17,6 @@ use weave_netns::{AgentOptions, Host, Pod, eventually, run_in_lab};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The pace of a flow that notices a gap.
 const PACE: Duration = Duration::from_millis(20);
-/// Strong enough that nothing is warned of.
-const PASSWORD: &str = "--password=Ndq0zJk1fR2uQmTg7xVwYb4cHs8eLpAo";
 /// What must not be seen on an uplink: the kernel's tunnel, and packets of pods that are in no tunnel.
 const IN_CLEAR: &str = "udp port 6784 or net 10.32.0.0/12";
 
@@ -36,9 +36,9 @@ fn with_a_password_packets_of_pods_travel_sealed_and_nothing_of_them_in_clear() 
         sealed.wait(PATIENCE)?;
         let seen = clear.finish()?;
         ensure!(seen.is_empty(), "seen in clear: {seen:?}");
-        let connections = hosts[0].status(&["connections"])?;
-        ensure!(connections[0]["method"]["name"] == "sleeve", "{connections}");
-        ensure!(connections[0]["method"]["encrypted"] == true, "{connections}");
+        hosts[0].wait_method(&hosts[1], "sleeve", PATIENCE)?;
+        let connection = hosts[0].connection_to(&hosts[1])?;
+        ensure!(connection["method"]["encrypted"] == true, "{connection}");
         Ok(())
     });
 }
@@ -97,36 +97,49 @@ fn without_a_password_the_kernel_carries_packets_and_where_its_port_is_blocked_t
         let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
         let _servers = [one.serve()?, other.serve()?];
         eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
-        let method = || -> Result<String> {
-            Ok(hosts[0].status(&["connections"])?[0]["method"]["name"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned())
-        };
-        eventually(PATIENCE, "the kernel's tunnel is used", || {
-            let name = method()?;
-            ensure!(name == "fastdp", "{name}");
-            Ok(())
-        })?;
+        hosts[0].wait_method(&hosts[1], "fastdp", PATIENCE)?;
         let flow = Flow::tcp(one.ns(), other.service(), PACE)?;
-        lab.underlay().nft(
-            "table bridge block {\n chain forward {\n  type filter hook forward priority 0;\n  udp dport 6784 drop\n }\n}\n",
-        )?;
+        // It must have begun before the way is blocked.
+        throughout(Duration::from_secs(1), "the flow runs", || probe::ping(one.ns(), other.address()))?;
+        lab.impose("block", "udp dport 6784 drop")?;
+        hosts[0].wait_method(&hosts[1], "sleeve", PATIENCE)?;
         eventually(PATIENCE, "the pods talk in spite of the block", || {
-            probe::ping(one.ns(), other.address())?;
-            let name = method()?;
-            ensure!(name == "sleeve", "{name}");
-            Ok(())
+            probe::ping(one.ns(), other.address())
         })?;
-        lab.underlay().nft("delete table bridge block\n")?;
-        eventually(PATIENCE * 3, "the better way is used again", || {
-            let name = method()?;
-            ensure!(name == "fastdp", "{name}");
-            Ok(())
-        })?;
+        lab.lift("block")?;
+        hosts[0].wait_method(&hosts[1], "fastdp", PATIENCE * 3)?;
         probe::reach(one.ns(), other.service(), "other")?;
         let report = flow.finish()?;
         ensure!(report.lost == 0, "{report:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn between_nodes_that_both_trust_the_network_packets_travel_in_clear_and_elsewhere_sealed() {
+    run_in_lab(|lab| {
+        const TRUST: &str = "--trusted-subnets=172.30.0.0/24";
+        let hosts = [lab.host("a")?, lab.host("b")?, lab.host("c")?];
+        let [a, b, c] = &hosts;
+        for host in &hosts {
+            let options = AgentOptions::founder(3, &others(&hosts, host)).flag(PASSWORD);
+            host.launch(&if host.name() == "c" { options } else { options.flag(TRUST) })?;
+        }
+        hosts.iter().try_for_each(|host| host.wait_ready())?;
+        let pods = [a.pod("one")?, b.pod("two")?, c.pod("three")?];
+        let _servers = [pods[0].serve()?, pods[1].serve()?, pods[2].serve()?];
+        let clear = Capture::start(&*c.ns()?, UPLINK, IN_CLEAR)?;
+        let trusted = Capture::start(&*a.ns()?, UPLINK, &format!("udp port 6784 and host {}", b.address()))?;
+        for (from, to, method) in [(a, b, "fastdp"), (b, a, "fastdp"), (b, c, "sleeve"), (c, b, "sleeve")] {
+            from.wait_method(to, method, PATIENCE)?;
+        }
+        for (from, to) in [(0, 1), (1, 0), (1, 2), (2, 1)] {
+            let (from, to) = (&pods[from], &pods[to]);
+            eventually(PATIENCE, "the pods talk", || probe::reach(from.ns(), to.service(), to.name()))?;
+        }
+        trusted.wait(PATIENCE)?;
+        let seen = clear.finish()?;
+        ensure!(seen.is_empty(), "seen in clear: {seen:?}");
         Ok(())
     });
 }
@@ -182,9 +195,7 @@ fn where_encryption_is_due_nobody_s_plain_packet_is_let_in_and_each_is_counted()
         honest.wait(PATIENCE).context("where it is allowed, a plain packet does not arrive")?;
         for host in &hosts {
             host.stop_agent()?;
-            let peers: Vec<&Host> =
-                hosts.iter().map(AsRef::as_ref).filter(|it| it.name() != host.name()).collect();
-            host.launch(&AgentOptions::founder(2, &peers).secret(SECRET).flag("--encrypt"))?;
+            host.launch(&AgentOptions::founder(2, &others(&hosts, host)).secret(SECRET).flag("--encrypt"))?;
         }
         hosts[0].wait_method(&hosts[1], "sleeve", PATIENCE)?;
         hosts[1].wait_method(&hosts[0], "sleeve", PATIENCE)?;
