@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use weave_netns::cni::INTERFACE;
 use weave_netns::lab::{BRIDGE, OUTSIDE, others};
+use weave_netns::pair::PASSWORD;
 use weave_netns::probe::{self, Flow, MARK, PORT, Server};
 use weave_netns::recording::{self, Recording};
 use weave_netns::rules::{self, Service};
@@ -21,7 +22,6 @@ const PACE: Duration = Duration::from_millis(20);
 const ROUNDS: usize = 2;
 /// Enough nodes for a hundred switches in so many rounds: each decides for itself about each of the others.
 const NODES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
-const PASSWORD: &str = "--password=Ndq0zJk1fR2uQmTg7xVwYb4cHs8eLpAo";
 const UNIVERSE: &str = "10.32.0.0/12";
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 1), 80);
 const NODE_PORT: u16 = 30080;
@@ -50,16 +50,20 @@ fn a_hundred_switches_between_sealed_ways_break_no_flow_and_show_nothing_in_clea
     run_in_lab(|lab| {
         let hosts = lab.mesh_with(&NODES, |options| options.flag(PASSWORD))?;
         let pods = Pods::new(&hosts)?;
-        let wire = Recording::start(lab.underlay(), BRIDGE, "", &lab.scratch().join("wire.pcap"))?;
+        // All but what never enters the network of pods: it goes between a node and whoever is no node.
+        let between = format!("not (tcp port {NODE_PORT} or tcp port {HOST_PORT} or host {OUTSIDE})");
+        let wire = Recording::start(lab.underlay(), BRIDGE, &between, &lab.scratch().join("wire.pcap"))?;
         let inside = Recording::start(pods.pods[0].ns(), INTERFACE, "", &lab.scratch().join("pod.pcap"))?;
         let mut flows = pods.flows()?;
+        let services = Services::new(lab, &hosts, &pods)?;
+        flows.extend(services.flows(lab, &hosts, &pods)?);
         let silent = Flow::udp(pods.pods[0].ns(), pods.pods[1].service(), PACE)?;
         let switches = switch(lab, &hosts, ["sleeve", "quic"], "udp dport 6785 drop")?;
         ensure!(switches >= 100, "only {switches} switches");
         // Another way to lose the way: the device is gone, with every route to it.
         hosts[0].ns()?.ip("link del weave-tun")?;
         wait_everywhere(&hosts, "sleeve")?;
-        for (name, flow) in flows.drain(..) {
+        for (name, flow) in flows {
             let report = flow.finish().with_context(|| format!("the flow {name}"))?;
             ensure!(report.lost == 0 && report.sent > 50, "{name}: {report:?}");
         }
