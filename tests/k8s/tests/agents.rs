@@ -1,13 +1,14 @@
 //! Agents on a real API server, without kubelets: how they come into the cluster, and what becomes of them when the
 //! API server, an object or a Node goes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use weave_k8s::agents::{Agents, GRACE, PATIENCE, condition, own_name, shares};
-use weave_netns::run_in_lab;
 use weave_netns::wait::{eventually, throughout};
+use weave_netns::{Host, probe, run_in_lab};
 
 #[test]
 fn agents_that_start_together_share_the_range_and_make_their_nodes_ready() {
@@ -62,6 +63,50 @@ fn agents_that_start_one_by_one_are_in_one_universe_and_follow_the_nodes() {
         cluster.plane.kubectl()?.run(&["delete", "node", "node2"])?;
         eventually(PATIENCE, "the deleted Node is looked for no longer", || {
             ensure!(!looks_for_node2()?, "still");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn agents_that_start_cut_off_from_each_other_are_in_one_universe_and_give_no_address_twice() {
+    run_in_lab(|lab| {
+        let cluster = Agents::start(lab, &["node1", "node2", "node3"])?;
+        let [one, two, three] = [0, 1, 2].map(|index| &*cluster.hosts[index]);
+        lab.cut(&[one], &[two, three])?;
+        lab.cut(&[two], &[three])?;
+        for index in 0..cluster.hosts.len() {
+            cluster.make_node(index)?;
+        }
+        for index in 0..cluster.hosts.len() {
+            cluster.launch(index)?;
+        }
+        // The API server alone says who the founders are: nobody of them has met another.
+        let universe = |host: &Host| -> Result<Value> {
+            let status = host.status(&[])?;
+            ensure!(status["ipam"]["ready"] == true, "no addresses: {}", status["ipam"]["state"]);
+            let links = status["router"]["connections"].as_array().context("no connections")?;
+            ensure!(links.iter().all(|link| link["state"] != "established"), "it has met another: {links:?}");
+            Ok(status["ipam"]["universe"].clone())
+        };
+        let mut universes = Vec::new();
+        let mut pods = Vec::new();
+        for host in &cluster.hosts {
+            universes
+                .push(eventually(PATIENCE, &format!("{} gives addresses", host.name()), || universe(host))?);
+            pods.push(host.pod(&format!("on-{}", host.name()))?);
+        }
+        ensure!(!universes[0].is_null() && universes.iter().all(|it| *it == universes[0]), "{universes:?}");
+        let addresses: BTreeSet<_> = pods.iter().map(weave_netns::Pod::address).collect();
+        ensure!(addresses.len() == pods.len(), "an address was given twice: {addresses:?}");
+        lab.heal()?;
+        for host in &cluster.hosts {
+            cluster.is_ready_with(host, 3)?;
+        }
+        eventually(PATIENCE, "their pods talk", || {
+            for from in &pods {
+                pods.iter().try_for_each(|to| probe::ping(from.ns(), to.address()))?;
+            }
             Ok(())
         })
     });
@@ -146,6 +191,8 @@ fn a_deleted_node_is_reclaimed_and_its_agent_begins_anew_when_it_returns() {
         let gone = &cluster.hosts[2];
         let former = own_name(gone)?;
         let kubectl = cluster.plane.kubectl()?;
+        let (pod, other) = (gone.pod("left-behind")?, cluster.hosts[0].pod("other")?);
+        eventually(PATIENCE, "the pods talk", || probe::ping(pod.ns(), other.address()))?;
 
         // Neither the one nor the other alone is a death.
         gone.kill_agent()?;
@@ -172,12 +219,23 @@ fn a_deleted_node_is_reclaimed_and_its_agent_begins_anew_when_it_returns() {
             Ok(())
         })?;
         cluster.is_ready_with(gone, 3)?;
-        eventually(PATIENCE, "an Event tells of it", || {
+        eventually(PATIENCE, "an Event names the pod that is cut off", || {
             let events = kubectl.list(&["-n", "default", "events"])?;
-            let told = events.iter().any(|event| event["reason"] == "WeavePeerRemoved");
-            ensure!(told, "{} events", events.len());
+            let told =
+                events.iter().find(|event| event["reason"] == "WeavePeerRemoved").context("no Event")?;
+            ensure!(told["message"].as_str().is_some_and(|it| it.contains("left-behind")), "{told}");
             Ok(())
-        })
+        })?;
+        // Others may have its address by now: it is heard by nobody, and nobody on its Node is led to it.
+        let new = gone.pod("new")?;
+        eventually(PATIENCE, "a new pod talks", || probe::ping(new.ns(), other.address()))?;
+        for to in [other.address(), new.address()] {
+            ensure!(probe::ping(pod.ns(), to).is_err(), "the pod without an address reaches {to}");
+        }
+        for from in [new.ns(), &*gone.ns()?] {
+            ensure!(probe::ping(from, pod.address()).is_err(), "{} reaches the former pod", from.name());
+        }
+        pod.detach(gone).context("the runtime removes the pod")
     });
 }
 
