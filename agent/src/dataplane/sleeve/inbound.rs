@@ -43,6 +43,11 @@ impl Inbound {
         drained
     }
 
+    /// How many packets the device was given since this was last asked.
+    pub(super) fn take_delivered(&mut self) -> usize {
+        self.intake.take_delivered()
+    }
+
     /// Whether there is nothing more.
     fn receive(&mut self) -> bool {
         for _ in 0..RECEIVES_A_TURN {

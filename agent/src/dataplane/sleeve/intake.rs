@@ -40,6 +40,8 @@ pub(super) struct Intake {
     table: Reader<Table>,
     inbox: Inbox,
     joins: Joins,
+    /// Packets given to the device since this was last asked.
+    delivered: usize,
 }
 
 /// Writes packets to the device, for the peer whose records are being opened.
@@ -50,6 +52,7 @@ struct ToDevice<'a> {
     slot: u32,
     /// Cleared when the device refuses a kind of super-packet.
     joins: &'a mut Joins,
+    delivered: &'a mut usize,
 }
 
 impl Deliver for ToDevice<'_> {
@@ -60,6 +63,7 @@ impl Deliver for ToDevice<'_> {
 
     #[inline]
     fn deliver(&mut self, frame: &mut [u8]) {
+        *self.delivered += 1;
         match self.tun.write(frame) {
             Ok(()) => self.count.device_writes.one(),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.deliver_in_pieces(frame),
@@ -95,8 +99,9 @@ impl ToDevice<'_> {
 #[cfg(test)]
 pub(super) fn cut_for(tun: &Queue, count: &Counters, frame: &mut [u8]) -> Joins {
     let mut joins = Joins { tcp: true, udp: true };
-    let table = Table::default();
-    ToDevice { tun, count, table: &table, slot: 0, joins: &mut joins }.deliver_in_pieces(frame);
+    let (table, mut delivered) = (Table::default(), 0);
+    ToDevice { tun, count, table: &table, slot: 0, joins: &mut joins, delivered: &mut delivered }
+        .deliver_in_pieces(frame);
     joins
 }
 
@@ -106,7 +111,7 @@ impl Intake {
         let table = Reader::new(&shared.table);
         // Written super-packets need no offload of the device, only a kernel that knows them: the first write tells.
         let joins = Joins { tcp: true, udp: true };
-        Self { tun, socket, shared, table, inbox: Inbox::new(joins), joins }
+        Self { tun, socket, shared, table, inbox: Inbox::new(joins), joins, delivered: 0 }
     }
 
     /// Takes a run. Frames that are not for this node are changed in place and sent on.
@@ -137,9 +142,15 @@ impl Intake {
     pub(super) fn flush(&mut self) {
         let table = Arc::clone(self.table.value());
         // Only a begun packet is flushed; its source was admitted when it began.
-        let (count, joins) = (&self.shared.count, &mut self.joins);
-        let mut device = ToDevice { tun: &self.tun, count, table: &table, slot: u32::MAX, joins };
+        let (count, joins, delivered) = (&self.shared.count, &mut self.joins, &mut self.delivered);
+        let mut device = ToDevice { tun: &self.tun, count, table: &table, slot: u32::MAX, joins, delivered };
         self.inbox.flush(&mut device);
+    }
+
+    /// How many packets, joined ones as one, the device was given since this was last asked.
+    #[inline]
+    pub(super) fn take_delivered(&mut self) -> usize {
+        std::mem::take(&mut self.delivered)
     }
 
     /// Takes relay frames, as many at once as go the same way.
@@ -229,8 +240,8 @@ impl Intake {
             records.next();
             return;
         };
-        let joins = &mut self.joins;
-        let mut device = ToDevice { tun: &self.tun, count, table, slot: session.slot, joins };
+        let (joins, delivered) = (&mut self.joins, &mut self.delivered);
+        let mut device = ToDevice { tun: &self.tun, count, table, slot: session.slot, joins, delivered };
         let mut window = queue.window.lock().unwrap_or_else(PoisonError::into_inner);
         let newest_before = window.next();
         let outer = Ecn::of(arrival.traffic_class);

@@ -22,7 +22,7 @@ use crate::dataplane::tun::Queue;
 const BUFFER_LEN: usize = VNET_LEN + 65_535 + 40;
 
 /// Reads before the queue is looked at again for something else to do: more than a batch takes.
-const READS_A_TURN: usize = 256;
+pub(super) const READS_A_TURN: usize = 256;
 
 pub(super) struct Outbound {
     queue: usize,
@@ -44,18 +44,18 @@ impl Outbound {
         Self { queue, tun, socket, shared, table, outbox: Outbox::new(), buffer, road: None }
     }
 
-    /// One turn: reads what the device has, up to a limit, and sends it. Whether the device had nothing more.
-    pub(super) fn turn(&mut self) -> bool {
+    /// One turn: reads what the device has, up to `most` packets, and sends it. Whether the device had nothing more.
+    pub(super) fn turn(&mut self, most: usize) -> bool {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let drained = self.read(&mut buffer);
+        let drained = self.read(&mut buffer, most);
         self.buffer = buffer;
         self.flush();
         drained
     }
 
     /// Whether the device has nothing more.
-    fn read(&mut self, buffer: &mut [u8]) -> bool {
-        for _ in 0..READS_A_TURN {
+    fn read(&mut self, buffer: &mut [u8], most: usize) -> bool {
+        for _ in 0..most {
             match self.tun.read(buffer) {
                 Ok(len) => {
                     self.shared.count.device_reads.one();

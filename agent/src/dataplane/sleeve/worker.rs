@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::inbound::Inbound;
-use super::outbound::Outbound;
+use super::outbound::{Outbound, READS_A_TURN};
 use super::{Event, Worker};
 use crate::dataplane::sys;
 
@@ -35,6 +35,21 @@ struct Ready {
     socket: bool,
 }
 
+impl Ready {
+    const UNKNOWN: Self = Self { tun: true, socket: true };
+
+    /// How many packets to ask the device for, after it was given some. Where it had none before, what it was given is
+    /// answered by a packet each at most, as a rule (acknowledgements): who has as many does not ask for one more, since
+    /// sleeping will show it. Who does not sleep now finds out what others have sent by asking for one at least.
+    const fn reads(self, given: usize, sleepless: bool) -> usize {
+        match (self.tun, given) {
+            (true, _) => READS_A_TURN,
+            (false, 0) if sleepless => 1,
+            (false, given) => given,
+        }
+    }
+}
+
 /// Serves the queue until the engine stops or the device has vanished.
 pub(super) fn run(worker: &Worker) {
     // Else the kernel rounds a sleep of GATHER up to twice as much. Refused, it only costs precision.
@@ -42,17 +57,18 @@ pub(super) fn run(worker: &Worker) {
     // Older kernels know no such wish, and a container may forbid it: packets then wait longer on a busy machine.
     let _: io::Result<()> = sys::ask_for_short_turns(TURN);
     let (mut outbound, mut inbound) = (Outbound::new(worker.clone()), Inbound::new(worker.clone()));
-    let mut ready = Ready { tun: true, socket: true };
+    let mut ready = Ready::UNKNOWN;
     let mut pace = Pace::default();
     while !worker.shared.stopping.load(Ordering::Relaxed) {
         #[cfg(test)]
         worker.shared.allocated.store(super::tests::allocations::of_this_thread(), Ordering::Relaxed);
         // The other end's packets first: what they bring has often been answered by the time the device is read.
         let more_to_receive = ready.socket && !inbound.turn();
-        let more_to_read = (ready.tun || ready.socket) && !outbound.turn();
+        let most = ready.reads(inbound.take_delivered(), more_to_receive);
+        let more_to_read = !outbound.turn(most) && (ready.tun || more_to_receive);
         if more_to_receive || more_to_read {
             // Who has just emptied the socket while the device had more looks at the socket again before sleeping.
-            ready = Ready { tun: true, socket: true };
+            ready = Ready { tun: more_to_read, socket: true };
             continue;
         }
         let asleep = Instant::now();
