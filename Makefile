@@ -23,12 +23,12 @@ TOOLS := cc:gcc make:make ip:iproute2 nft:nftables iptables-restore:iptables tcp
          containerd:containerd runc:runc podman:podman busybox:busybox-static nsenter:util-linux tc:iproute2 \
          openssl:openssl curl:curl ipset:ipset dnsmasq:dnsmasq-base systemd-analyze:systemd
 
-.PHONY: help demo demo-clean test test-unit test-netns k8s-test k8s-ci k8s image lint bench bench-tools tools build clean
+.PHONY: help demo demo-clean test test-unit test-netns k8s-test k8s-ci k8s image lint bench bench-instructions bench-tools tools build clean
 
 help: ## this text
 	@echo "weave: an overlay network for containers"
 	@echo
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo KEEP=1            leave the demonstration up to look around"
 	@echo "  make test-netns ONLY=guard  only the namespace tests whose names contain 'guard'"
@@ -107,8 +107,11 @@ ROUNDS ?= 7
 
 bench: tools ## ours beside hand-made references: a table, and target/bench.json (root)
 	cargo build $(LOCKED) --release $(addprefix -p ,$(BINARIES))
-	cargo build $(LOCKED) --release -p weave-agent --example tunnel_rig
 	PATH="$(BENCH_TOOLS)/bin:$$PATH" target/release/bench --rounds $(ROUNDS) $(PARTS)
+
+bench-instructions: ## what a packet of a tunnel costs in instructions, counted by valgrind, against budgets
+	@command -v valgrind >/dev/null || { echo "please install: valgrind" >&2; exit 1; }
+	cargo bench $(LOCKED) -p weave-sleeve --bench instructions
 
 # Other people's tunnels are built outside the clone, once.
 BENCH_TOOLS ?= $(HOME)/.cache/weave-bench

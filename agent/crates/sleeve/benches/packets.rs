@@ -1,4 +1,4 @@
-//! What a record costs in time, step by step: `cargo bench -p weave-sleeve`. No framework: each step is
+//! What a record costs in time, step by step: `cargo bench -p weave-sleeve --bench packets`. No framework: each step is
 //! repeated, the best of several rounds is shown (the others were disturbed), and only figures of one run are to be
 //! compared.
 
