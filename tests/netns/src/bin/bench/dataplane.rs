@@ -26,7 +26,7 @@ const SLICES: u8 = 3;
 /// Fastdp's share of the hand-made network's speed that must be reached.
 const SHARE: f64 = 0.95;
 /// The range of ours.
-const UNIVERSE: &str = "10.32.0.0/12";
+pub(crate) const UNIVERSE: &str = "10.32.0.0/12";
 
 /// What is measured on a path. The order is that of the rows.
 #[derive(Debug, Clone, Copy)]
@@ -230,7 +230,7 @@ pub(crate) fn load_nat(node: &Netns, universe: &str) -> Result<()> {
 
 /// Whether the uplink carries whole super-packets inside a tunnel, as a good network card does, or the kernel
 /// must cut them itself.
-pub(crate) fn tunnel_offload(node: &Netns, value: &str) -> Result<()> {
+fn tunnel_offload(node: &Netns, value: &str) -> Result<()> {
     node.run(&format!(
         "ethtool -K {UPLINK} tx-udp_tnl-segmentation {value} tx-udp_tnl-csum-segmentation {value}"
     ))

@@ -23,6 +23,7 @@ use weave_netns::lab::told;
 use weave_netns::settings::Settings;
 
 use rows::Row;
+use tunnels::Group;
 
 /// What to measure and how often.
 #[derive(Debug, Clone)]
@@ -33,7 +34,7 @@ struct Plan {
 }
 
 /// A part of the bench.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     /// What the machine can do: the hand-made network against the underlay. Needs no agent.
     HandMade,
@@ -43,8 +44,8 @@ enum Part {
     Attachment,
     /// The agent at rest against its budgets.
     Rest,
-    /// Tunnels in user space against fastdp and against other people's.
-    Tunnels,
+    /// Tunnels in user space against fastdp and against other people's: these rows of them.
+    Tunnels(Vec<Group>),
 }
 
 const HELP: &str = "\
@@ -53,7 +54,8 @@ usage: bench [--rounds N] [--output FILE] [PART…]
 parts: handmade   the hand-made network against the underlay (needs no agent; not among the defaults)
        dataplane  TCP, UDP and round trips of ours against the hand-made network
        cni        ADD and DEL against Debian's bridge and host-local plugins
-       tunnels    sleeve, quic and relay against fastdp, boringtun and wireguard-go
+       tunnels    sleeve, quic and relay against fastdp, boringtun and wireguard-go; a part of it is
+                  tunnels:streams, tunnels:floods, tunnels:trips or tunnels:calls
        rest       memory and processor time of an agent at rest against its budgets";
 
 fn main() -> ExitCode {
@@ -76,7 +78,7 @@ fn run() -> Result<()> {
             Part::DataPlane => dataplane::ours(&settings, plan.rounds),
             Part::Attachment => attachment::measure(&settings, plan.rounds),
             Part::Rest => rest::measure(&settings, plan.rounds),
-            Part::Tunnels => tunnels::measure(&settings, plan.rounds),
+            Part::Tunnels(groups) => tunnels::measure(&settings, plan.rounds, groups),
         };
         rows.extend(measured.with_context(|| format!("measuring {part:?}"))?);
     }
@@ -100,12 +102,16 @@ fn plan(mut arguments: impl Iterator<Item = String>) -> Result<Plan> {
             "dataplane" => plan.parts.push(Part::DataPlane),
             "cni" => plan.parts.push(Part::Attachment),
             "rest" => plan.parts.push(Part::Rest),
-            "tunnels" => plan.parts.push(Part::Tunnels),
-            other => bail!("what is {other:?}?\n{HELP}"),
+            "tunnels" => plan.parts.push(Part::Tunnels(Group::ALL.to_vec())),
+            other => match other.strip_prefix("tunnels:").and_then(Group::named) {
+                Some(group) => plan.parts.push(Part::Tunnels(vec![group])),
+                None => bail!("what is {other:?}?\n{HELP}"),
+            },
         }
     }
     if plan.parts.is_empty() {
-        plan.parts = vec![Part::DataPlane, Part::Tunnels, Part::Attachment, Part::Rest];
+        let tunnels = Part::Tunnels(Group::ALL.to_vec());
+        plan.parts = vec![Part::DataPlane, tunnels, Part::Attachment, Part::Rest];
     }
     Ok(plan)
 }

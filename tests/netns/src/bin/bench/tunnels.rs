@@ -1,27 +1,27 @@
 //! Tunnels in user space: sleeve, QUIC and relay against fastdp, and against other people's.
 //!
-//! fastdp and sleeve are real agents, which differ in `--methods` alone; the others are laid by hand ([`laid`]). Every
-//! node has the pods, the NAT table and the cable of the others, and all of them take turns. A tool that is not
-//! installed has no row.
+//! Ours are real agents, which differ in `--methods` and, for relay, in a third node between the two ([`relayed`]);
+//! other people's are laid by hand ([`laid`]). Every node has the pods, the NAT table and the cable of the others, and
+//! all of them take turns. A tool that is not installed has no row.
 
 mod calls;
 mod laid;
+mod relayed;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use weave_netns::Lab;
 use weave_netns::command;
 use weave_netns::host::UPLINK;
 use weave_netns::measure::{self, Flood, Path, RoundTrips};
 use weave_netns::ns::Netns;
 use weave_netns::settings::Settings;
-use weave_netns::wait::eventually;
 
 use self::calls::Calls;
 use self::laid::{Kind, Tunnel};
-use crate::dataplane::{Ours, PERIOD, tunnel_offload};
+use self::relayed::Relayed;
+use crate::dataplane::{Ours, PERIOD};
 use crate::rows::{Goal, Row};
 
 /// Sleeve's part of fastdp's speed, with a cable that segments and with one that does not.
@@ -77,43 +77,69 @@ fn tcp(path: Path<'_>) -> Result<f64> {
     measure::tcp_gigabits(path, 1, PERIOD)
 }
 
+/// Rows that are measured together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Group {
+    Streams,
+    Floods,
+    Trips,
+    Calls,
+}
+
+impl Group {
+    pub(crate) const ALL: [Self; 4] = [Self::Streams, Self::Floods, Self::Trips, Self::Calls];
+
+    /// The group of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "streams" => Self::Streams,
+            "floods" => Self::Floods,
+            "trips" => Self::Trips,
+            "calls" => Self::Calls,
+            _ => return None,
+        })
+    }
+
+    /// Whether it compares more than fastdp and sleeve.
+    const fn compares_all(self) -> bool {
+        matches!(self, Self::Streams | Self::Trips)
+    }
+}
+
 /// All that is compared.
 struct Field {
     fastdp: Ours,
     sleeve: Ours,
-    quic: Tunnel,
-    relay: Tunnel,
+    /// QUIC and relay, where more than the two above are compared.
+    rest: Option<(Ours, Relayed)>,
     boringtun: Option<Tunnel>,
     wireguard_go: Option<Tunnel>,
 }
 
 impl Field {
-    fn set_up(lab: &Lab) -> Result<Self> {
-        let fastdp = Ours::set_up(lab)?;
-        let sleeve = Ours::with(lab, "sleeve", |options| options.flag("--methods=sleeve"))?;
-        eventually(PATIENCE, "the agents use sleeve", || {
-            let connections = sleeve.hosts()[0].status(&["connections"])?;
-            ensure!(connections[0]["method"]["name"] == "sleeve", "{connections}");
-            Ok(())
-        })?;
+    fn set_up(lab: &Lab, all: bool) -> Result<Self> {
+        let by = |method: &str| {
+            let ours = Ours::with(lab, method, |options| options.flag(&format!("--methods={method}")))?;
+            let [here, there] = ours.hosts();
+            here.wait_method(there, method, PATIENCE)?;
+            there.wait_method(here, method, PATIENCE)?;
+            Ok::<_, anyhow::Error>(ours)
+        };
+        let (fastdp, sleeve) = (by("fastdp")?, by("sleeve")?);
+        let rest = all.then(|| Ok::<_, anyhow::Error>((by("quic")?, Relayed::set_up(lab)?))).transpose()?;
         let other = |kind: Kind| {
-            let here = kind.program().is_some_and(is_installed) && is_installed("wg");
+            let here = all && is_installed(kind.program()) && is_installed("wg");
             here.then(|| Tunnel::set_up(lab, kind)).transpose()
         };
-        Ok(Self {
-            fastdp,
-            sleeve,
-            quic: Tunnel::set_up(lab, Kind::Quic)?,
-            relay: Tunnel::set_up(lab, Kind::Relay)?,
-            boringtun: other(Kind::Boringtun)?,
-            wireguard_go: other(Kind::WireguardGo)?,
-        })
+        let (boringtun, wireguard_go) = (other(Kind::Boringtun)?, other(Kind::WireguardGo)?);
+        Ok(Self { fastdp, sleeve, rest, boringtun, wireguard_go })
     }
 
     /// fastdp, sleeve, QUIC, relay, and the others that are there.
     fn paths(&self) -> Vec<Path<'_>> {
-        let ours = [self.fastdp.path(), self.sleeve.path(), self.quic.path(), self.relay.path()];
-        ours.into_iter().chain(self.others().map(|(_, tunnel)| tunnel.path())).collect()
+        let rest = self.rest.iter().flat_map(|(quic, relay)| [quic.path(), relay.path()]);
+        let others = self.others().map(|(_, tunnel)| tunnel.path());
+        self.two().into_iter().chain(rest).chain(others).collect()
     }
 
     /// In the order of [`Self::paths`], by name, with what sleeve's speed is to be over theirs.
@@ -124,10 +150,13 @@ impl Field {
         boringtun.chain(wireguard_go)
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Netns> {
-        let laid = [&self.quic, &self.relay].into_iter().chain(self.others().map(|(_, tunnel)| tunnel));
-        let ours = self.fastdp.nodes().chain(self.sleeve.nodes());
-        ours.chain(laid.flat_map(|tunnel| &tunnel.nodes)).map(Arc::as_ref)
+    /// The ends of all cables: a node and its device.
+    fn cables(&self) -> impl Iterator<Item = (&Netns, &str)> {
+        let quic = self.rest.iter().flat_map(|(quic, _)| quic.nodes());
+        let laid = self.others().flat_map(|(_, tunnel)| &tunnel.nodes);
+        let pairs = self.fastdp.nodes().chain(self.sleeve.nodes()).chain(quic).chain(laid);
+        let row = self.rest.iter().flat_map(|(_, relay)| relay.cables());
+        pairs.map(|node| (&**node, UPLINK)).chain(row)
     }
 
     /// fastdp and sleeve.
@@ -136,22 +165,27 @@ impl Field {
     }
 }
 
-/// All rows.
-pub(crate) fn measure(settings: &Settings, rounds: usize) -> Result<Vec<Row>> {
+/// The rows of these groups.
+pub(crate) fn measure(settings: &Settings, rounds: usize, groups: &[Group]) -> Result<Vec<Row>> {
     let lab = Lab::new(settings)?;
-    let field = Field::set_up(&lab)?;
-    let mut rows = throughput(&field, rounds)?;
-    rows.extend(floods(&field, rounds)?);
-    rows.extend(round_trips(&field, rounds)?);
-    rows.extend(system_calls(&field, rounds)?);
+    let field = Field::set_up(&lab, groups.iter().any(|group| group.compares_all()))?;
+    let mut rows = Vec::new();
+    for group in groups {
+        rows.extend(match group {
+            Group::Streams => throughput(&field, rounds),
+            Group::Floods => floods(&field, rounds),
+            Group::Trips => round_trips(&field, rounds),
+            Group::Calls => system_calls(&field, rounds),
+        }?);
+    }
     Ok(rows)
 }
 
 fn throughput(field: &Field, rounds: usize) -> Result<Vec<Row>> {
     let with = turns(rounds, &field.paths(), tcp)?;
-    field.nodes().try_for_each(|node| cable_offload(node, "off"))?;
+    field.cables().try_for_each(|cable| cable_offload(cable, "off"))?;
     let without = turns(rounds, &field.paths(), tcp)?;
-    field.nodes().try_for_each(|node| cable_offload(node, "on"))?;
+    field.cables().try_for_each(|cable| cable_offload(cable, "on"))?;
     let row = |name: &str, goal, ours, reference| Row::paired(name, "Gb/s", goal, ours, reference);
     let mut rows = vec![
         row("sleeve_tcp1", Goal::AtLeast(SLEEVE_SHARE), &with[1], &with[0]),
@@ -234,7 +268,8 @@ fn system_calls(field: &Field, rounds: usize) -> Result<Vec<Row>> {
 }
 
 /// Whether the cable carries segmented sends and tunnelled super-packets whole.
-fn cable_offload(node: &Netns, value: &str) -> Result<()> {
-    tunnel_offload(node, value)?;
-    node.run(&format!("ethtool -K {UPLINK} tx-udp-segmentation {value}")).map(drop)
+fn cable_offload((node, device): (&Netns, &str), value: &str) -> Result<()> {
+    let features = ["tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation", "tx-udp-segmentation"];
+    let each = features.map(|feature| format!("{feature} {value}")).join(" ");
+    node.run(&format!("ethtool -K {device} {each}")).map(drop)
 }
