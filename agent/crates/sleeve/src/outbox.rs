@@ -28,8 +28,8 @@ pub const MAX_RECORDS: usize = 64;
 /// Bytes in one segmented send: the UDP payload that fits an IPv6 packet's length field, so either family's.
 pub const MAX_BATCH_LEN: usize = 65_535 - 40 - 8;
 
-/// Segmented sends that gather for one call: some 250 KB, which stay in the processor's cache until they are sent.
-pub const MAX_BATCHES: usize = 4;
+/// Segmented sends that gather for one call: some 500 KB, which stay in the processor's cache until they are sent.
+pub const MAX_BATCHES: usize = 8;
 
 /// A packet of at most this many bytes goes into a bundle. Above it, the copy costs more than the seal it saves.
 pub const SMALL: usize = 400;

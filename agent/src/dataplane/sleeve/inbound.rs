@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Worker;
 use super::carrier::Source;
-use super::intake::{Arrival, Intake};
+use super::intake::{Arrival, Delivered, Intake};
 use super::socket::Socket;
 use crate::dataplane::sys::udp::{MAX_RUNS, Tray};
 
@@ -13,10 +13,21 @@ use crate::dataplane::sys::udp::{MAX_RUNS, Tray};
 const RECEIVES_A_TURN: usize = 2;
 
 /// Long runs that one call receives: as much as stays in the processor's cache until it is opened.
-const LONG_RUNS: usize = 4;
+const LONG_RUNS: usize = 8;
 
 /// Runs of at least this many bytes on average are long.
 const LONG: usize = 16_384;
+
+/// Runs to receive by the next call, after one that brought `count` runs of `bytes` in all.
+const fn next_most(count: usize, bytes: usize, burst: bool) -> usize {
+    if bytes < count * LONG {
+        MAX_RUNS
+    } else if burst {
+        1
+    } else {
+        LONG_RUNS
+    }
+}
 
 pub(super) struct Inbound {
     socket: Arc<Socket>,
@@ -24,13 +35,17 @@ pub(super) struct Inbound {
     tray: Tray,
     /// Runs that the next call receives at most: many where datagrams come one by one.
     most: usize,
+    delivered: Delivered,
+    /// Whether a burst was delivered since the socket was last empty.
+    after_burst: bool,
     worker: Worker,
 }
 
 impl Inbound {
     pub(super) fn new(worker: Worker) -> Self {
         let (socket, intake) = (Arc::clone(&worker.socket), Intake::new(&worker));
-        Self { socket, intake, tray: Tray::new(), most: LONG_RUNS, worker }
+        let delivered = Delivered::default();
+        Self { socket, intake, tray: Tray::new(), most: LONG_RUNS, delivered, after_burst: false, worker }
     }
 
     /// One turn: receives what the socket has, up to a limit, and writes it to the device. Whether the socket had
@@ -39,13 +54,21 @@ impl Inbound {
         let drained = self.receive();
         if drained {
             self.intake.flush();
+            self.after_burst = false;
         }
         drained
     }
 
-    /// How many packets the device was given since this was last asked.
+    /// How many packets, joined ones as one, the device was given since this was last asked.
     pub(super) fn take_delivered(&mut self) -> usize {
-        self.intake.take_delivered()
+        self.note_delivered();
+        std::mem::take(&mut self.delivered).packets
+    }
+
+    fn note_delivered(&mut self) -> Delivered {
+        let now = self.intake.take_delivered();
+        self.delivered.packets += now.packets;
+        now
     }
 
     /// Whether there is nothing more.
@@ -58,8 +81,14 @@ impl Inbound {
                 // What an earlier send ran into (ICMP) is reported here, too. It says nothing about receiving.
                 Err(_) => continue,
             };
+            if self.after_burst {
+                // The socket that the burst before went to has room for one, and whoever reads it may be waiting for
+                // this very processor: one that follows at once would be dropped there.
+                rustix::thread::sched_yield();
+            }
             let bytes: usize = (0..count).map(|at| self.take(at)).sum();
-            self.most = if bytes >= count * LONG { LONG_RUNS } else { MAX_RUNS };
+            self.after_burst = self.note_delivered().bursts > 0;
+            self.most = next_most(count, bytes, self.after_burst);
             if count < most {
                 return true;
             }
@@ -84,3 +113,6 @@ impl Inbound {
         received.len
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,8 +40,16 @@ pub(super) struct Intake {
     table: Reader<Table>,
     inbox: Inbox,
     joins: Joins,
-    /// Packets given to the device since this was last asked.
-    delivered: usize,
+    delivered: Delivered,
+}
+
+/// What was given to the device since this was last asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Delivered {
+    /// Packets, joined ones as one.
+    pub(super) packets: usize,
+    /// Those of them that are many UDP packets, which reach a socket all at once.
+    pub(super) bursts: usize,
 }
 
 /// Writes packets to the device, for the peer whose records are being opened.
@@ -52,7 +60,7 @@ struct ToDevice<'a> {
     slot: u32,
     /// Cleared when the device refuses a kind of super-packet.
     joins: &'a mut Joins,
-    delivered: &'a mut usize,
+    delivered: &'a mut Delivered,
 }
 
 impl Deliver for ToDevice<'_> {
@@ -63,7 +71,8 @@ impl Deliver for ToDevice<'_> {
 
     #[inline]
     fn deliver(&mut self, frame: &mut [u8]) {
-        *self.delivered += 1;
+        self.delivered.packets += 1;
+        self.delivered.bursts += usize::from(is_burst(frame));
         match self.tun.write(frame) {
             Ok(()) => self.count.device_writes.one(),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.deliver_in_pieces(frame),
@@ -95,11 +104,18 @@ impl ToDevice<'_> {
     }
 }
 
+/// Whether the kernel will cut the frame into UDP packets.
+#[inline]
+pub(super) fn is_burst(frame: &[u8]) -> bool {
+    let vnet = frame.first_chunk().and_then(|head| VnetHeader::parse(head).ok());
+    vnet.is_some_and(|vnet| vnet.gso == Gso::Udp)
+}
+
 /// What happens to a super-packet that the kernel refuses, without a kernel that does.
 #[cfg(test)]
 pub(super) fn cut_for(tun: &Queue, count: &Counters, frame: &mut [u8]) -> Joins {
     let mut joins = Joins { tcp: true, udp: true };
-    let (table, mut delivered) = (Table::default(), 0);
+    let (table, mut delivered) = (Table::default(), Delivered::default());
     ToDevice { tun, count, table: &table, slot: 0, joins: &mut joins, delivered: &mut delivered }
         .deliver_in_pieces(frame);
     joins
@@ -111,7 +127,7 @@ impl Intake {
         let table = Reader::new(&shared.table);
         // Written super-packets need no offload of the device, only a kernel that knows them: the first write tells.
         let joins = Joins { tcp: true, udp: true };
-        Self { tun, socket, shared, table, inbox: Inbox::new(joins), joins, delivered: 0 }
+        Self { tun, socket, shared, table, inbox: Inbox::new(joins), joins, delivered: Delivered::default() }
     }
 
     /// Takes a run. Frames that are not for this node are changed in place and sent on.
@@ -147,9 +163,9 @@ impl Intake {
         self.inbox.flush(&mut device);
     }
 
-    /// How many packets, joined ones as one, the device was given since this was last asked.
+    /// What the device was given since this was last asked.
     #[inline]
-    pub(super) fn take_delivered(&mut self) -> usize {
+    pub(super) fn take_delivered(&mut self) -> Delivered {
         std::mem::take(&mut self.delivered)
     }
 
