@@ -244,10 +244,14 @@ impl<C> Beside<C> {
         match (&one.trouble, one.wanted) {
             (_, None) => "its connection is not made while a better way answers".to_owned(),
             (Some(why), Some(_)) => format!("its connection could not be made: {why}"),
-            (None, Some(_)) if one.links.values().any(|link| link.dialled) => {
-                "its connection is about to be made".to_owned()
+            (None, Some(_)) if one.dialling => "its connection is being made".to_owned(),
+            (None, Some(_)) if one.links.values().all(|link| !link.dialled) => {
+                "the peer, which dialled the link, has not made the connection".to_owned()
             }
-            (None, Some(_)) => "the peer, which dialled the link, has not made the connection".to_owned(),
+            (None, Some(true)) => "its connection is about to be made".to_owned(),
+            (None, Some(false)) => {
+                "its connection is not made while a better way may still answer".to_owned()
+            }
         }
     }
 }
@@ -327,7 +331,9 @@ mod tests {
         assert_eq!(beside.acts(now + secs(100)), []);
         beside.want(&BTreeMap::from([(PEER, false)]), now);
         assert_eq!(beside.acts(now), []);
+        assert!(beside.why_not(PEER).contains("while a better way may still answer"));
         assert_eq!(dials(&beside.acts(now + PATIENCE)), 1);
+        assert!(beside.why_not(PEER).contains("is being made"));
         // One attempt at a time.
         assert_eq!(beside.acts(now + secs(100)), []);
     }
