@@ -1,10 +1,13 @@
 //! A node's network state as a set of lines, to be compared before and after.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
+use crate::host::Host;
 use crate::ns::Netns;
+use crate::wait::{eventually, throughout};
 
 /// The tools and their arguments; every one omits counters.
 const LOOKS: [&str; 8] = [
@@ -76,4 +79,24 @@ pub fn difference(before: &BTreeSet<String>, after: &BTreeSet<String>) -> String
     let lost = before.difference(after).map(|line| format!("- {line}"));
     let new = after.difference(before).map(|line| format!("+ {line}"));
     lost.chain(new).collect::<Vec<_>>().join("\n")
+}
+
+impl Host {
+    /// Waits until nothing in the fingerprint has changed for a second, and returns it: what the agent does of its own
+    /// accord after its start has been done.
+    ///
+    /// # Errors
+    /// Something changes again and again.
+    pub fn wait_unchanged(&self, deadline: Duration) -> Result<BTreeSet<String>> {
+        const STEADY: Duration = Duration::from_secs(1);
+        eventually(deadline, &format!("{} stays as it is", self.name()), || {
+            let before = self.fingerprint()?;
+            throughout(STEADY, "nothing changes", || {
+                let now = self.fingerprint()?;
+                ensure!(now == before, "{}", difference(&before, &now));
+                Ok(())
+            })?;
+            Ok(before)
+        })
+    }
 }

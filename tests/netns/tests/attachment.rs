@@ -277,7 +277,7 @@ fn del_succeeds_without_a_namespace_and_without_an_agent_and_is_caught_up_with_l
 fn a_failed_add_leaves_neither_a_device_nor_an_address() {
     run_in_lab(|lab| {
         let host = alone(lab)?;
-        let before = host.fingerprint()?;
+        let before = host.wait_unchanged(PATIENCE)?;
         let namespace = host.bare_pod("taken")?;
         namespace.ip(&format!("link add {INTERFACE} type veth peer name peer0"))?;
         let conf = cni::weave_conf("1.0.0", &host.run_dir());

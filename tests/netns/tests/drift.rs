@@ -37,6 +37,9 @@ impl Pair {
         let servers = [near.serve()?, neighbour.serve()?, far.serve()?];
         let pair = Self { hosts, near, neighbour, far, _servers: servers };
         eventually(PATIENCE, "the pods talk", || pair.talk())?;
+        // What the first answers teach of the way is written into the kernel, too.
+        pair.hosts[0].wait_proven(&pair.hosts[1], "fastdp", PATIENCE)?;
+        pair.hosts[0].wait_unchanged(PATIENCE)?;
         Ok(pair)
     }
 

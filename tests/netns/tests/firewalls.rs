@@ -121,6 +121,7 @@ fn services_and_running_flows_survive_the_switch_being_flipped() {
     run_in_lab(|lab| {
         let cluster = Cluster::new(lab, "1")?;
         eventually(PATIENCE, "every service answers", || cluster.all_answer())?;
+        cluster.hosts[0].wait_proven(&cluster.hosts[1], "fastdp", PATIENCE)?;
         let flows = [
             Flow::tcp(cluster.client.ns(), cluster.near.service(), Duration::from_millis(5))?,
             Flow::tcp(cluster.client.ns(), cluster.far.service(), Duration::from_millis(5))?,
@@ -143,6 +144,7 @@ fn services_under_load_lose_no_connection() {
     run_in_lab(|lab| {
         let cluster = Cluster::new(lab, "1")?;
         eventually(PATIENCE, "every service answers", || cluster.all_answer())?;
+        cluster.hosts[0].wait_proven(&cluster.hosts[1], "fastdp", PATIENCE)?;
         let (ending, service) = (AtomicBool::new(false), cluster.service(&cluster.far));
         std::thread::scope(|scope| {
             let asking: Vec<_> = (0..4)

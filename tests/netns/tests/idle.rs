@@ -39,13 +39,10 @@ fn a_way_that_died_while_nobody_sent_is_left_within_seconds_of_the_first_packet(
         let hosts = lab.mesh(&["a", "b"])?;
         let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
         eventually(PATIENCE, "the pods talk", || probe::ping(one.ns(), other.address()))?;
-        let method = |at: usize| -> Result<String> {
-            let connections = hosts[at].status(&["connections"])?;
-            Ok(connections[0]["method"]["name"].as_str().unwrap_or_default().to_owned())
-        };
         // Longer than a peer counts as one with traffic.
         pause(Duration::from_secs(15));
-        ensure!(method(0)? == "fastdp" && method(1)? == "fastdp", "{} {}", method(0)?, method(1)?);
+        hosts[0].wait_proven(&hosts[1], "fastdp", PATIENCE)?;
+        hosts[1].wait_proven(&hosts[0], "fastdp", PATIENCE)?;
         lab.underlay().nft(
             "table bridge block {\n chain forward {\n  type filter hook forward priority 0;\n  udp dport 6784 drop\n }\n}\n",
         )?;

@@ -102,7 +102,7 @@ fn the_largest_packet_of_a_pod_passes_the_tunnel_unfragmented_and_a_larger_one_i
         let mtu: u32 = mtu.parse()?;
         ensure!((1280..=1450).contains(&mtu), "a pod's MTU over an uplink of 1500 bytes is {mtu}");
         eventually(PATIENCE, "a small packet passes", || probe::ping(pod.ns(), other.address()))?;
-        probe::ping_sized(pod.ns(), other.address(), mtu)?;
+        eventually(PATIENCE, "the largest passes", || probe::ping_sized(pod.ns(), other.address(), mtu))?;
         ensure!(probe::ping_sized(pod.ns(), other.address(), mtu + 1).is_err(), "too large a packet passed");
         Ok(())
     });
@@ -139,6 +139,9 @@ fn a_restart_of_the_agent_loses_no_packet_of_a_running_flow() {
         for to in [&neighbour, &other] {
             eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), to.service(), to.name()))?;
         }
+        // Only the kernel's tunnel needs no agent.
+        hosts[0].wait_proven(&hosts[1], "fastdp", PATIENCE)?;
+        hosts[1].wait_proven(&hosts[0], "fastdp", PATIENCE)?;
         let flows = [
             Flow::udp(one.ns(), other.service(), PACE)?,
             Flow::udp(other.ns(), one.service(), PACE)?,
@@ -174,6 +177,8 @@ fn pods_talk_on_while_every_agent_is_down() {
         let (one, other) = (hosts[0].pod("one")?, hosts[1].pod("other")?);
         let _servers = [one.serve()?, other.serve()?];
         eventually(PATIENCE, "the pods talk", || probe::reach(one.ns(), other.service(), "other"))?;
+        hosts[0].wait_proven(&hosts[1], "fastdp", PATIENCE)?;
+        hosts[1].wait_proven(&hosts[0], "fastdp", PATIENCE)?;
         hosts[0].kill_agent()?;
         hosts[1].stop_agent()?;
         // New flows, not only running ones; and longer than any timer that could take the path down.
