@@ -17,25 +17,34 @@ use super::{acceptor, ballot};
 /// How much longer each later candidate waits before it opens a ballot: a few round trips over a slow mesh.
 pub const TURN: Duration = Duration::from_millis(1000);
 
-/// How long somebody else's ballot is given, at least; up to twice as long, by chance.
+/// How long somebody else's first ballot is given, at least; up to twice as long, by chance. Each further one is given
+/// twice as long as the one before, up to [`LONGEST_YIELD`]: where a round trip takes seconds, because two dozen peers
+/// start on one machine, proposers would otherwise overbid each other before anybody can have answered.
 pub const YIELD: Duration = Duration::from_secs(2);
+
+/// The longest that a ballot is given, at least.
+pub const LONGEST_YIELD: Duration = Duration::from_secs(16);
 
 /// When to open a ballot.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Proposer {
     turn: Option<Instant>,
+    /// How many ballots of others have been given time.
+    yielded: u32,
 }
 
 impl Proposer {
     /// Has not had its turn.
     #[must_use]
     pub const fn new() -> Self {
-        Self { turn: None }
+        Self { turn: None, yielded: 0 }
     }
 
     /// Somebody else has opened a ballot.
     pub fn yield_to_others(&mut self, rng: &mut impl Rng, now: Instant) {
-        self.turn = Some(now + YIELD.mul_f64(1.0 + rng.random::<f64>()));
+        let pause = YIELD.saturating_mul(2_u32.saturating_pow(self.yielded)).min(LONGEST_YIELD);
+        self.yielded = self.yielded.saturating_add(1);
+        self.turn = Some(now + pause.mul_f64(1.0 + rng.random::<f64>()));
     }
 
     /// Whether it is time that `me` opens a ballot, who waits that long for its first turn.

@@ -36,6 +36,17 @@ fn somebody_elses_ballot_is_given_time() {
 }
 
 #[test]
+fn each_further_ballot_of_others_is_given_twice_the_time_of_the_one_before() {
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut proposer = Proposer::new();
+    for pause in [YIELD, YIELD * 2, YIELD * 4, LONGEST_YIELD, LONGEST_YIELD, LONGEST_YIELD] {
+        proposer.yield_to_others(&mut rng, start());
+        let turn = proposer.deadline().unwrap();
+        assert!(turn >= start() + pause && turn <= start() + pause * 2, "{:?}", turn - start());
+    }
+}
+
+#[test]
 fn a_proposer_repeats_the_latest_value_that_anybody_has_accepted() {
     let early = Vote { promised: None, accepted: Some(Accepted { ballot: ballot(1, 2), value: 7 }) };
     let late = Vote { promised: None, accepted: Some(Accepted { ballot: ballot(2, 2), value: 8 }) };
