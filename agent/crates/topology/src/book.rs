@@ -35,6 +35,12 @@ pub(crate) const LIMIT_PAUSE: Duration = Duration::from_secs(300);
 /// How many attempts may be under way: a handshake takes a millisecond of CPU, and the answers of this many can be
 /// taken in before the first of them times out.
 pub(crate) const MAX_DIALING: usize = 32;
+/// How many attempts may be *fresh*. Peers that start together and were told of each other all dial each other at once
+/// otherwise, and nearly every link is made twice. So each begins with a few, and by the time that these have been
+/// answered many of the others have called by themselves.
+pub(crate) const MAX_FRESH: usize = 4;
+/// For how long an attempt that nobody has answered is fresh. Where nobody is, many addresses are to be tried.
+pub(crate) const FRESH: Duration = Duration::from_millis(250);
 
 /// Whether an address is to be dialled, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,6 +162,19 @@ impl Book {
 
     pub(crate) fn dialing(&self) -> usize {
         self.dials.len()
+    }
+
+    /// When each attempt that is fresh now will no longer be so, the first one first.
+    pub(crate) fn fresh(&self, now: Instant) -> Vec<Instant> {
+        let ends = self.places.values().filter_map(|place| match place.phase {
+            Phase::Dialing { dial, until } if self.dials.contains_key(&dial) => {
+                Some(until - DIAL_PATIENCE + FRESH)
+            }
+            Phase::Dialing { .. } | Phase::Resting { .. } | Phase::Never => None,
+        });
+        let mut ends: Vec<Instant> = ends.filter(|&end| end > now).collect();
+        ends.sort_unstable();
+        ends
     }
 
     /// These addresses matter and no others. Attempts that are under way are waited for.

@@ -9,6 +9,8 @@
 //!   found to be a duplicate, and not dialled again before the neighbour is lost.
 //! * **Discovered peers are dialled by one end.** Two peers that hear of each other would both dial. The one with the
 //!   smaller name does so at once, the other one after [`YIELD`], for the case that the first cannot.
+//! * **A few at once.** Of peers that are told of each other and start together, each begins with a few in an order of
+//!   its own, and is called by most of the others meanwhile.
 //! * **Limits.** See [`crate::limit`]: what the mesh needs is dialled always, the rest as far as the limit allows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +23,7 @@ use weave_proto::PeerName;
 use weave_proto::peer::RefusalCode;
 
 use crate::backoff::Backoff;
-use crate::book::{Book, Interest, MAX_DIALING, Phase, Urgency};
+use crate::book::{Book, FRESH, Interest, MAX_DIALING, MAX_FRESH, Phase, Urgency};
 use crate::links::{Link, Links};
 use crate::lookup::Lookups;
 use crate::peers::Peers;
@@ -209,31 +211,40 @@ impl Connector {
     }
 
     fn dial_due(&mut self, sight: Sight<'_>, now: Instant) -> Vec<Output> {
-        let mut waiting: Vec<(Urgency, u64, SocketAddr, Instant)> = self
+        let mut waiting: Vec<(Urgency, bool, u64, SocketAddr, Instant)> = self
             .book
             .places()
             .filter_map(|(addr, place)| {
-                let luck = place.peer.map_or(0, |peer| limit::luck(self.salt, peer));
+                // Everybody in an order of its own, lest all begin with the same one.
+                let luck = place.peer.map_or_else(
+                    || limit::luck_of_address(self.salt, addr),
+                    |peer| limit::luck(self.salt, peer),
+                );
                 let due = match place.interest.urgency {
                     Urgency::Must => place.due()?,
                     Urgency::May | Urgency::No => place.due()?.max(self.fill_after),
                 };
-                Some((place.interest.urgency, luck, addr, due))
+                Some((place.interest.urgency, place.peer.is_some(), luck, addr, due))
             })
             .collect();
         waiting.sort_unstable();
         let mut outputs = Vec::new();
         let mut allowance = limit::allowance(self.limit, sight.links.count() + self.book.dialing());
+        let mut fresh = self.book.fresh(now);
         self.due = None;
-        for (urgency, _, addr, due) in waiting {
+        let later = |due: Option<Instant>, at: Instant| Some(due.map_or(at, |first| first.min(at)));
+        for (urgency, _, _, addr, due) in waiting {
             if self.book.dialing() >= MAX_DIALING || (urgency == Urgency::May && allowance == 0) {
                 // Not time but a free place is waited for, and what frees one leads here again.
                 continue;
             }
             if due > now {
-                self.due = Some(self.due.map_or(due, |first| first.min(due)));
+                self.due = later(self.due, due);
+            } else if let Some(&end) = fresh.first().filter(|_| fresh.len() >= MAX_FRESH) {
+                self.due = later(self.due, end);
             } else if let Some(dial) = self.book.dial(addr, now) {
                 allowance = allowance.saturating_sub(1);
+                fresh.push(now + FRESH);
                 outputs.push(Output::Dial { dial, addr });
             }
         }

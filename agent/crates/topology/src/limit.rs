@@ -22,6 +22,7 @@
 //! So the limit is soft: it bounds what a peer asks for, and it is exceeded where the mesh would suffer. Should a cut
 //! happen in spite of all that, part 3 mends it, since the other side is then out of reach.
 
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
@@ -118,7 +119,20 @@ pub(crate) fn refusal(me: PeerName, nickname: &Nickname, links: usize) -> Refusa
 
 /// A number that a peer draws for another one: different for each seed, the same each time.
 pub(crate) fn luck(salt: u64, peer: PeerName) -> u64 {
-    let bits = peer.mac().iter().fold(salt, |bits, &byte| bits.rotate_left(8) ^ u64::from(byte));
+    draw(salt, &peer.mac())
+}
+
+/// The same for an address at which nobody is known.
+pub(crate) fn luck_of_address(salt: u64, addr: SocketAddr) -> u64 {
+    let port = u64::from(addr.port());
+    match addr.ip() {
+        IpAddr::V4(ip) => draw(salt ^ port, &ip.octets()),
+        IpAddr::V6(ip) => draw(salt ^ port, &ip.octets()),
+    }
+}
+
+fn draw(salt: u64, bytes: &[u8]) -> u64 {
+    let bits = bytes.iter().fold(salt, |bits, &byte| bits.rotate_left(8) ^ u64::from(byte));
     // The finishing steps of SplitMix64: each bit of the input changes about half of the bits of the result.
     let mixed = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

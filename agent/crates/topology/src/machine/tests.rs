@@ -4,6 +4,7 @@ use weave_proto::peer::{Features, PeerRecord, UniverseId};
 use weave_proto::{Nickname, PeerUid};
 
 use super::*;
+use crate::book::{FRESH, MAX_FRESH};
 use crate::testing::{addr, key, link_up, name, now, record};
 use crate::{Direction, connector};
 
@@ -97,6 +98,36 @@ fn a_new_machine_says_hello_and_dials_its_targets() {
     assert!(matches!(machine.poll_output(), Some(Output::Hello(hello)) if hello.name == name(1)));
     assert!(matches!(machine.poll_output(), Some(Output::Dial { addr: to, .. }) if to == addr(2)));
     assert_eq!(machine.poll_output(), None);
+}
+
+#[test]
+fn of_many_targets_a_few_are_dialled_at_once_in_an_order_of_ones_own_and_the_rest_soon_answered_or_not() {
+    let dialled = |machine: &mut Topology| -> Vec<(DialId, SocketAddr)> {
+        let dial = |output| {
+            if let Output::Dial { dial, addr } = output { Some((dial, addr)) } else { None }
+        };
+        std::iter::from_fn(|| machine.poll_output()).filter_map(dial).collect()
+    };
+    let targets: Vec<Target> = (2..22).map(target).collect();
+    let (start, mut orders) = (now(), BTreeSet::new());
+    for seed in 0..8 {
+        let mut machine = Topology::new(Config { targets: targets.clone(), ..config() }, seed, start);
+        let first = dialled(&mut machine);
+        assert_eq!(first.len(), MAX_FRESH);
+        orders.insert(first.iter().map(|(_, addr)| *addr).collect::<Vec<_>>());
+        // One that has ended, whichever way, makes room for another.
+        machine.handle_dial_failed(first[0].0, Reason::from("no"), start);
+        assert_eq!(dialled(&mut machine).len(), 1);
+        let (mut count, mut at) = (MAX_FRESH + 1, start);
+        while count < targets.len() {
+            at += FRESH;
+            assert!(machine.poll_timeout().is_some_and(|(due, _)| due <= at));
+            machine.handle_timeout(at);
+            count += dialled(&mut machine).len();
+        }
+        assert!(at <= start + FRESH * 5, "it took {:?}", at - start);
+    }
+    assert!(orders.len() > 4, "{orders:?}");
 }
 
 #[test]
