@@ -36,6 +36,9 @@ use self::peer::{PeerState, Sight, Slot, Standing};
 use self::probing::Due;
 use crate::{Carrier, Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, Way, WayNews};
 
+/// Of how many peers that are in no facts it is remembered, too, why nothing carries to them.
+const MANY_ASIDE: usize = 256;
+
 /// What is told at the start.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -133,10 +136,12 @@ impl Overlay {
             self.relays.remove(&peer);
             self.changed = true;
         }
+        let mut relays = BTreeSet::new();
         for (name, facts) in facts {
             let peer = self.peers.entry(name).or_default();
             let aside = self.aside.remove(&name);
             if peer.facts != facts || aside.is_some() {
+                relays.extend(facts.relays.iter().copied());
                 peer.facts = facts;
                 if let Some(Aside { plain, carriers }) = aside {
                     peer.plain = plain.or(peer.plain);
@@ -145,6 +150,13 @@ impl Overlay {
                 self.changed = true;
                 self.step(name, now);
             }
+        }
+        // Who might relay to somebody may be needed for that alone.
+        let owns_nothing =
+            |name: &PeerName| self.peers.get(name).is_some_and(|peer| peer.facts.ranges.is_empty());
+        relays.retain(owns_nothing);
+        for name in relays {
+            self.step(name, now);
         }
     }
 
@@ -163,12 +175,14 @@ impl Overlay {
         }
     }
 
-    /// Keeps what was said of a peer that is in no facts, as long as something might carry to it.
+    /// Keeps what was said of a peer that is in no facts: of many such peers, as long as something might carry to them.
     fn set_aside(&mut self, name: PeerName, carrier: Carrier, standing: Standing) {
         let aside = self.aside.entry(name).or_default();
         aside.carriers.insert(carrier, standing);
-        if aside.carriers.values().all(|standing| matches!(standing, Standing::Down { .. })) {
-            self.aside.remove(&name);
+        let is_down =
+            |aside: &Aside| aside.carriers.values().all(|standing| matches!(standing, Standing::Down { .. }));
+        if self.aside.len() > MANY_ASIDE {
+            self.aside.retain(|_, aside| !is_down(aside));
         }
     }
 
@@ -318,7 +332,7 @@ impl Overlay {
         let sight = Sight { own: self.own, due: self.is_due(&state), relays: &self.relays };
         state.refresh(&sight, now);
         self.changed |= state.decide(&sight, now);
-        self.changed |= state.look_for_quic(&sight, now);
+        self.changed |= state.look_for_quic(self.is_sent_to(name, &state), &sight, now);
         self.probe(name, &mut state, now);
         self.save(name, &state);
         let sealed = state.sealed().filter(|_| state.facts.features.has(Features::RELAY));
@@ -332,6 +346,12 @@ impl Overlay {
         }
         self.changed = true;
         true
+    }
+
+    /// Whether packets may be sent to a peer: its own pods', or those of another peer that it might relay to.
+    fn is_sent_to(&self, name: PeerName, state: &PeerState) -> bool {
+        let owns = |state: &PeerState| !state.facts.ranges.is_empty();
+        owns(state) || self.peers.values().any(|other| owns(other) && other.facts.relays.contains(&name))
     }
 
     fn save(&mut self, name: PeerName, state: &PeerState) {

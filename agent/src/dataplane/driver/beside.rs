@@ -23,8 +23,13 @@ use std::time::{Duration, Instant};
 use weave_proto::{PeerKey, PeerName};
 use weave_topology::LinkId;
 
-/// How long after the link is up nothing is dialled while something better may still answer: it usually does.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long nothing is dialled while something better may still answer: it usually does, though not at once where many
+/// peers start together on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many are dialled at once: each is a TLS handshake, and the way that they would replace may be slow because of too
+/// many of them.
+const MOST_DIALLED: usize = 4;
 
 /// How long it is kept when it is not wanted any more. Longer than any hold of a better way at the other end, which may
 /// still use it.
@@ -70,8 +75,8 @@ struct Up<C> {
 struct One<C> {
     links: BTreeMap<LinkId, Link>,
     linkless: Option<Instant>,
-    /// Whether it is wanted; if so, whether there is nothing better to wait for.
-    wanted: Option<bool>,
+    /// Whether it is wanted; if so, whether there is nothing better to wait for, and since when.
+    wanted: Option<(bool, Instant)>,
     unwanted: Option<Instant>,
     dialling: bool,
     failures: u32,
@@ -154,7 +159,8 @@ impl<C> Beside<C> {
             self.peers.entry(peer).or_default();
         }
         for (peer, one) in &mut self.peers {
-            one.wanted = wanted.get(peer).copied();
+            let since = one.wanted.map_or(now, |(_, since)| since);
+            one.wanted = wanted.get(peer).map(|&soon| (soon, since));
             one.unwanted = if one.wanted.is_some() { None } else { one.unwanted.or(Some(now)) };
         }
     }
@@ -206,6 +212,7 @@ impl<C> Beside<C> {
     /// What is to be done now.
     pub(super) fn acts(&mut self, now: Instant) -> Vec<Act<C>> {
         let mut acts = Vec::new();
+        let mut dialling = self.peers.values().filter(|one| one.dialling).count();
         for one in self.peers.values_mut() {
             let linkless = one.linkless.is_some_and(|since| now >= since + GRACE);
             let unwanted = one.unwanted.is_some_and(|since| now >= since + LINGER);
@@ -220,8 +227,9 @@ impl<C> Beside<C> {
                     one.up.push(up);
                 }
             }
-            if let Some(link) = one.to_dial(now) {
+            if let Some(link) = one.to_dial(now).filter(|_| dialling < MOST_DIALLED) {
                 one.dialling = true;
+                dialling += 1;
                 acts.push(Act::Dial(link.addr, link.key));
             }
         }
@@ -248,8 +256,8 @@ impl<C> Beside<C> {
             (None, Some(_)) if one.links.values().all(|link| !link.dialled) => {
                 "the peer, which dialled the link, has not made the connection".to_owned()
             }
-            (None, Some(true)) => "its connection is about to be made".to_owned(),
-            (None, Some(false)) => {
+            (None, Some((true, _))) => "its connection is about to be made".to_owned(),
+            (None, Some((false, _))) => {
                 "its connection is not made while a better way may still answer".to_owned()
             }
         }
@@ -265,13 +273,13 @@ impl<C> Up<C> {
 impl<C> One<C> {
     /// The link beside which a connection is to be dialled now.
     fn to_dial(&self, now: Instant) -> Option<Link> {
-        let soon = self.wanted?;
+        let (soon, since) = self.wanted?;
         let is_up = self.up.iter().any(|up| up.retired.is_none());
         if is_up || self.dialling || self.not_before.is_some_and(|at| now < at) {
             return None;
         }
         let link = self.links.values().rev().find(|link| link.dialled)?;
-        (soon || now >= link.since + PATIENCE).then_some(*link)
+        (soon || now >= link.since.max(since) + PATIENCE).then_some(*link)
     }
 
     fn fail(&mut self, why: String, now: Instant) {
@@ -336,6 +344,26 @@ mod tests {
         assert!(beside.why_not(PEER).contains("is being made"));
         // One attempt at a time.
         assert_eq!(beside.acts(now + secs(100)), []);
+    }
+
+    #[test]
+    fn something_better_is_waited_for_from_when_it_is_missed_and_a_few_are_dialled_at_once() {
+        let (mut beside, now) = (Beside::<u32>::default(), Instant::now());
+        let peers: Vec<PeerName> = (0..10).map(|last| PeerName::from_bits([2, 0, 0, 0, 0, last])).collect();
+        for (&peer, id) in peers.iter().zip(10..) {
+            beside.link_up(LinkId(id), peer, link(true, now));
+        }
+        // Until it is wanted, the age of the link counts for nothing.
+        let missed = now + secs(100);
+        let wanted: BTreeMap<PeerName, bool> = peers.iter().map(|&peer| (peer, false)).collect();
+        beside.want(&wanted, missed);
+        assert_eq!(beside.acts(missed), []);
+        beside.want(&wanted, missed + secs(1));
+        assert_eq!(dials(&beside.acts(missed + PATIENCE)), MOST_DIALLED);
+        assert_eq!(dials(&beside.acts(missed + PATIENCE)), 0);
+        beside.opened(peers[0], true, 1, missed + PATIENCE);
+        beside.failed(peers[1], "no answer".to_owned(), missed + PATIENCE);
+        assert_eq!(dials(&beside.acts(missed + PATIENCE)), 2);
     }
 
     #[test]

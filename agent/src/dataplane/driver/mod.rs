@@ -67,6 +67,9 @@ use crate::peer::{DataEvent, LinkKeys, MeshTrust};
 /// How often epochs and the silence of sessions are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How many orders are obeyed before what follows from them is told.
+const ORDERS_AT_ONCE: usize = 64;
+
 /// What this node's data plane may do.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -162,6 +165,8 @@ pub struct Driver {
     asked: BTreeMap<u64, (Probe, Instant)>,
     told: BTreeMap<(PeerName, weave_overlay::Carrier), WayNews>,
     given: Vec<Peer>,
+    /// Whether something has changed from which something follows for others.
+    unsettled: bool,
     underlay: Underlay,
     underlay_looked: Instant,
     looked: Instant,
@@ -210,6 +215,7 @@ impl Driver {
             asked: BTreeMap::new(),
             told: BTreeMap::new(),
             given: Vec::new(),
+            unsettled: false,
             underlay: Underlay::default(),
             underlay_looked: Instant::now(),
             looked: Instant::now(),
@@ -227,7 +233,16 @@ impl Driver {
         loop {
             match self.wait(&mut sizes).await {
                 Wake::Order(None) => return,
-                Wake::Order(Some(order)) => self.obey(order),
+                Wake::Order(Some(order)) => {
+                    self.obey(order);
+                    // What follows from all that is known is worked out once for all that has come meanwhile.
+                    for _ in 0..ORDERS_AT_ONCE {
+                        match self.orders.try_recv() {
+                            Ok(order) => self.obey(order),
+                            Err(_) => break,
+                        }
+                    }
+                }
                 Wake::Event(Some(event)) => self.on_event(event),
                 Wake::Event(None) => self.on_device_lost(),
                 Wake::Heard(heard) => self.on_frame(heard),
@@ -239,6 +254,9 @@ impl Driver {
                 Wake::Data(event) => self.on_data(event),
                 Wake::Secrets => self.on_secrets(),
                 Wake::Time => self.look(),
+            }
+            if std::mem::take(&mut self.unsettled) {
+                self.settle_now();
             }
         }
     }

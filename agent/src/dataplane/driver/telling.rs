@@ -16,8 +16,13 @@ use crate::dataplane::sleeve::{Carrier, Hop, Peer, SendWith};
 pub(super) const SMALLEST: u32 = 1280 - 100;
 
 impl Driver {
+    /// Something has changed: [`Self::settle_now`] is due before the next wait.
+    pub(super) const fn settle(&mut self) {
+        self.unsettled = true;
+    }
+
     /// Tells the engine and the brain what follows from all that is known, if it is new.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn settle_now(&mut self) {
         let peers = self.peers();
         if let Ok(tunnel) = &self.tunnel
             && peers != self.given

@@ -429,8 +429,9 @@ impl PeerState {
     }
 
     /// Whether there should be a QUIC connection: it is in use, or nothing better answers. While something does, there is
-    /// none, since it would cost a handshake and a sign of life every second and be of no use.
-    pub(crate) fn look_for_quic(&mut self, sight: &Sight<'_>, now: Instant) -> bool {
+    /// none, since it would cost a handshake and a sign of life every second and be of no use; nor for a peer that nothing
+    /// can be `sent` to.
+    pub(crate) fn look_for_quic(&mut self, sent: bool, sight: &Sight<'_>, now: Instant) -> bool {
         let quic = Slot::Direct(Method::Quic);
         let better: Vec<Slot> = [Method::FastDp, Method::Sleeve]
             .map(Slot::Direct)
@@ -445,8 +446,11 @@ impl PeerState {
             })
         };
         let in_use = self.chosen.is_some_and(|chosen| chosen.slot == quic);
-        let wanted = self.possible(quic, sight).is_ok() && (in_use || !better.iter().any(is_sound));
-        let wants = wanted.then_some(in_use || better.is_empty());
+        let wanted = self.possible(quic, sight).is_ok() && (in_use || (sent && !better.iter().any(is_sound)));
+        // What has answered before and does not now is a loss; what has never answered may only be slow to begin.
+        let was_heard =
+            |slot: &Slot| self.ways.get(slot).is_some_and(|live| live.health.last_heard().is_some());
+        let wants = wanted.then(|| in_use || better.is_empty() || better.iter().any(was_heard));
         std::mem::replace(&mut self.wants_quic, wants) != wants
     }
 
@@ -498,7 +502,10 @@ impl PeerState {
             return Pace::Used;
         }
         if !live.health.answers() && now < live.health.since() + NEW {
-            return Pace::New;
+            // Nobody waits for a reserve.
+            let direct = |slot| matches!(slot, Slot::Direct(_));
+            let in_reserve = !direct(slot) && self.answering().any(direct);
+            return if in_reserve { Pace::Wanted } else { Pace::New };
         }
         let long_silent = !live.health.answers()
             && now >= live.health.last_heard().unwrap_or_else(|| live.health.since()) + PATIENCE;

@@ -228,6 +228,15 @@ fn without_a_word_from_the_data_plane_the_kernels_way_is_taken() {
 }
 
 #[test]
+fn why_nothing_carries_to_a_peer_is_remembered_until_the_mesh_tells_of_it() {
+    let mut lab = Lab::new(Encryption::default(), Vec::new());
+    lab.down(OTHER, Carrier::Direct(Method::Quic));
+    lab.meet(facts(OTHER), OTHER);
+    let report = lab.overlay.report(OTHER, lab.now).unwrap();
+    assert!(report.rejected.contains(&("quic".to_owned(), "no device".to_owned())), "{report:?}");
+}
+
+#[test]
 fn what_is_said_of_a_peer_before_the_mesh_tells_of_it_counts_when_it_does() {
     let mut lab = Lab::new(encrypting(&["192.0.2.0/24"]), Vec::new());
     let features = ALL.with(Features::ENCRYPT);
@@ -266,7 +275,8 @@ fn a_quic_connection_is_wanted_while_it_is_used_or_nothing_better_answers_and_el
     assert_eq!((lab.way(), wanted(&lab)), (Some(SLEEVE), None));
     lab.cut(SLEEVE);
     lab.run(secs(2));
-    assert_eq!(wanted(&lab), Some(false));
+    // What has answered before is lost, and not just slow to begin.
+    assert_eq!(wanted(&lab), Some(true));
     lab.open(QUIC);
     lab.until(QUIC);
     assert_eq!(wanted(&lab), Some(true));
@@ -279,6 +289,21 @@ fn a_quic_connection_is_wanted_while_it_is_used_or_nothing_better_answers_and_el
     let features = Features::QUIC;
     lab.meet(PeerFacts { features, ..facts(OTHER) }, OTHER);
     assert_eq!(wanted(&lab), Some(true));
+}
+
+#[test]
+fn no_quic_connection_is_wanted_with_a_peer_to_which_nothing_can_be_sent() {
+    let mut lab = Lab::with(&[]);
+    let wanted =
+        |lab: &Lab| lab.table().quic.iter().map(|wanted| (wanted.peer, wanted.soon)).collect::<Vec<_>>();
+    assert_eq!(wanted(&lab), [(PEER, false)]);
+    lab.meet(PeerFacts { ranges: Vec::new(), ..facts(PEER) }, PEER);
+    assert_eq!(wanted(&lab), []);
+    // What might relay to somebody who owns something is needed for that.
+    lab.meet(PeerFacts { ranges: Vec::new(), ..facts(HOP) }, HOP);
+    lab.meet(PeerFacts { relays: vec![HOP], ..facts(PEER) }, PEER);
+    lab.run(secs(2));
+    assert_eq!(wanted(&lab), [(PEER, false), (HOP, false)]);
 }
 
 #[test]
