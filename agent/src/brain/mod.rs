@@ -46,7 +46,10 @@ const INPUTS_PER_TURN: usize = 64;
 /// reads more than a few a second.
 const SNAPSHOT_PACE: Duration = Duration::from_millis(50);
 
-/// The same where only figures have changed: probes are answered all the time, and each document costs as much as many
+/// How many times as long as one takes there is at least between two.
+const SNAPSHOT_SHARE: u32 = 20;
+
+/// The least time between two documents where only figures have changed: probes are answered all the time, and each document costs as much as many
 /// probes.
 const FIGURES_PACE: Duration = Duration::from_secs(2);
 

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use weave_proto::local::status::{EncryptionStatus, NodeStatus, RouterStatus, Status};
 use weave_router::Router;
 
-use super::{FIGURES_PACE, SNAPSHOT_PACE};
+use super::{FIGURES_PACE, SNAPSHOT_PACE, SNAPSHOT_SHARE};
 use crate::dataplane::driver::Counted;
 
 /// Where readers find the newest status.
@@ -41,6 +41,8 @@ pub struct Publisher {
     changed: bool,
     aged: bool,
     last: Option<Instant>,
+    /// How long the last document took.
+    took: Duration,
     counted: Option<Counted>,
 }
 
@@ -55,7 +57,21 @@ impl Publisher {
         notes: watch::Receiver<BTreeMap<&'static str, String>>,
     ) -> (Self, StatusReceiver) {
         let (to, reader) = watch::channel(Arc::new(base.clone()));
-        (Self { base, fixed, node, notes, to, changed: true, aged: false, last: None, counted: None }, reader)
+        (
+            Self {
+                base,
+                fixed,
+                node,
+                notes,
+                to,
+                changed: true,
+                aged: false,
+                last: None,
+                took: Duration::ZERO,
+                counted: None,
+            },
+            reader,
+        )
     }
 
     /// Something has changed that the document shows.
@@ -76,8 +92,10 @@ impl Publisher {
 
     /// When the next document is due, if something has changed since the last one.
     pub(super) fn due(&self) -> Option<Instant> {
+        // Where many peers come and go, documents do not take more than a part of the time.
+        let pace = SNAPSHOT_PACE.max(self.took.saturating_mul(SNAPSHOT_SHARE)).min(FIGURES_PACE);
         match (self.changed, self.aged) {
-            (true, _) => Some(self.last? + SNAPSHOT_PACE),
+            (true, _) => Some(self.last? + pace),
             (false, true) => Some(self.last? + FIGURES_PACE),
             (false, false) => None,
         }
@@ -94,8 +112,10 @@ impl Publisher {
     pub(super) fn publish(&mut self, router: &Router, now: Instant) {
         (self.changed, self.aged) = (false, false);
         self.last = Some(now);
+        let begun = Instant::now();
         let document = self.document(router, now);
         self.to.send_replace(Arc::new(document));
+        self.took = begun.elapsed();
     }
 
     fn document(&mut self, router: &Router, now: Instant) -> Status {
