@@ -16,6 +16,9 @@ use crate::world::Place;
 /// # Panics
 /// Something does not hold; the message says what.
 pub fn check(world: &World) {
+    for router in world.places().filter_map(|at| world.router(at)) {
+        router.ipam().check_invariants();
+    }
     no_address_twice(world);
     the_ring_covers_the_range(world);
 }

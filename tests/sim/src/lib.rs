@@ -19,4 +19,4 @@ pub mod invariants;
 pub mod world;
 
 pub use disk::Disk;
-pub use world::{Step, World};
+pub use world::{Effort, Step, World};

@@ -103,6 +103,17 @@ struct Agent {
     told: Vec<(PeerName, Vec<u8>)>,
 }
 
+/// What the peers of a world have cost each other so far.
+#[derive(Debug, Clone, Default)]
+pub struct Effort {
+    /// Messages and their bytes, by kind.
+    pub sent: BTreeMap<&'static str, (u64, u64)>,
+    /// Attempts to reach somebody.
+    pub dials: u64,
+    /// Transactions.
+    pub commits: u64,
+}
+
 /// Everything there is. Every step is followed by [`crate::invariants::check`].
 pub struct World {
     /// What time it is.
@@ -120,6 +131,8 @@ pub struct World {
     in_flight: BTreeMap<(u64, Place), Instant>,
     counter: u64,
     rng: StdRng,
+    /// What has been sent and done so far.
+    pub effort: Effort,
     /// Answers that callers got, in order.
     pub answers: VecDeque<(Place, AttachmentKey, Result<Answer, RequestError>)>,
 }
@@ -139,6 +152,7 @@ impl World {
             cut: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             counter: 0,
+            effort: Effort::default(),
             rng: StdRng::seed_from_u64(seed),
             answers: VecDeque::new(),
         }
@@ -169,6 +183,11 @@ impl World {
             wiped: 0,
         });
         place
+    }
+
+    /// From its next start on, a machine dials these.
+    pub fn retarget(&mut self, place: Place, targets: Vec<Target>) {
+        self.machines[place].targets = targets;
     }
 
     /// What is at a place.

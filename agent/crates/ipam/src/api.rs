@@ -266,10 +266,24 @@ pub enum ClaimConflict {
 pub enum Output {
     /// Make these changes durable, all or none.
     Persist(Vec<StoreOp>),
-    /// Tell all neighbours.
-    Gossip(Box<IpamState>),
-    /// Tell one neighbour, who knows less.
-    GossipTo(PeerName, Box<IpamState>),
+    /// Tell the neighbours, who may not know it yet.
+    Gossip {
+        /// What.
+        state: Box<IpamState>,
+        /// The [`digest`](crate::Ipam::digest) of it.
+        digest: u64,
+        /// Who has said all that is new in it, and tells its own neighbours; nobody if some of it comes from here.
+        heard_from: Option<PeerName>,
+    },
+    /// Tell one neighbour, who knew less when it last spoke.
+    GossipTo {
+        /// Whom.
+        peer: PeerName,
+        /// What.
+        state: Box<IpamState>,
+        /// The [`digest`](crate::Ipam::digest) of it.
+        digest: u64,
+    },
     /// Tell one peer, over any number of hops.
     Directed {
         /// Whom.

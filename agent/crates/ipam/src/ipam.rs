@@ -222,7 +222,7 @@ impl Ipam {
         decided.map(|(peer, _)| *peer).collect()
     }
 
-    /// Panics where this peer contradicts itself; for tests and debug builds.
+    /// Panics where this peer contradicts itself; for tests.
     ///
     /// # Panics
     /// See above.
@@ -247,11 +247,10 @@ impl Ipam {
         }
         let changes = self.book.take_changes();
         let mut outbox = std::mem::take(&mut self.outbox);
-        outbox.flush(changes, || self.state());
+        outbox.flush(changes, self.digest, || self.state());
         self.outbox = outbox;
-        if cfg!(debug_assertions) {
-            self.check_invariants();
-        }
+        #[cfg(test)]
+        self.check_invariants();
     }
 
     fn step_election(&mut self, now: Instant) {
@@ -276,6 +275,7 @@ impl Ipam {
         let range = self.config.universe;
         let ring = Ring::of_shares(range, &equal_shares(range, &founding.founders))?;
         let reclaim = Reclaim::new(self.config.me, BTreeMap::new());
+        self.outbox.state_changed();
         self.enter(Realm { founding: founding.clone(), ring, reclaim }, now);
         Ok(())
     }
@@ -286,7 +286,6 @@ impl Ipam {
         let founders = realm.founding.founders.clone();
         self.outbox.say(Output::Notify(Notice::Founded { universe, id: realm.id(universe), founders }));
         self.phase = Phase::Founded(realm);
-        self.outbox.state_changed();
         self.on_ring_changed(Vec::new(), now);
     }
 

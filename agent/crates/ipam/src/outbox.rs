@@ -22,6 +22,7 @@ pub(crate) struct Outbox {
     lost: Vec<Allocation>,
     said: Vec<Output>,
     state_changed: bool,
+    heard_from: Option<PeerName>,
     ranges_changed: bool,
     teach: BTreeSet<PeerName>,
 }
@@ -32,9 +33,14 @@ impl Outbox {
         self.state_changed = true;
     }
 
+    /// `peer` has said what this one did not know: to be made durable, and told to those whom it does not tell itself.
+    pub(crate) const fn learned(&mut self, peer: PeerName) {
+        self.heard_from = Some(peer);
+    }
+
     /// Whether what this peer knows has changed.
     pub(crate) const fn has_new_state(&self) -> bool {
-        self.state_changed
+        self.state_changed || self.heard_from.is_some()
     }
 
     /// Somebody's ranges have changed.
@@ -63,11 +69,12 @@ impl Outbox {
     }
 
     /// Lets everything leave that was collected, behind the changes of the store.
-    pub(crate) fn flush(&mut self, mut changes: Vec<StoreOp>, state: impl Fn() -> IpamState) {
+    pub(crate) fn flush(&mut self, mut changes: Vec<StoreOp>, digest: u64, state: impl Fn() -> IpamState) {
         if !self.lost.is_empty() {
             self.ready.push_back(Output::Lost(std::mem::take(&mut self.lost)));
         }
-        if self.state_changed {
+        let is_news = self.has_new_state();
+        if is_news {
             changes.push(StoreOp::PutState(Box::new(state())));
         }
         if !changes.is_empty() {
@@ -77,11 +84,15 @@ impl Outbox {
             self.ready.push_back(Output::RangesChanged);
         }
         self.ready.extend(self.said.drain(..));
-        let teach = std::mem::take(&mut self.teach);
-        if std::mem::take(&mut self.state_changed) {
-            self.ready.push_back(Output::Gossip(Box::new(state())));
-        } else {
-            self.ready.extend(teach.into_iter().map(|peer| Output::GossipTo(peer, Box::new(state()))));
+        let heard_from = self.heard_from.take().filter(|_| !self.state_changed);
+        self.state_changed = false;
+        let mut teach = std::mem::take(&mut self.teach);
+        if is_news {
+            self.ready.push_back(Output::Gossip { state: Box::new(state()), digest, heard_from });
+            teach.retain(|peer| Some(*peer) == heard_from);
+        }
+        for peer in teach {
+            self.ready.push_back(Output::GossipTo { peer, state: Box::new(state()), digest });
         }
     }
 

@@ -19,6 +19,7 @@
 //! as it may ([`node`]), and that a peer's last known addresses outlive its link. A protocol rule found here is a rule
 //! without a home.
 
+mod news;
 mod node;
 mod router;
 mod views;

@@ -13,6 +13,7 @@ use weave_proto::peer::{
 use weave_proto::{Cidr, PeerName};
 use weave_topology::{DialId, KnownPeer, LinkId, LinkUp, OwnFacts, Reason, Target, Topology};
 
+use crate::news::News;
 use crate::node::{Distant, EXPOSE_RETRY, Expose, NodeView};
 
 /// The id of the router's own request for the node's address. Callers count from one.
@@ -143,12 +144,20 @@ pub struct Router {
     pub(crate) distant: Vec<Distant>,
     /// Whether the graph has changed since.
     pub(crate) graph_changed: bool,
+    /// Whether anything else has changed that the overlay or the kernel is told of.
+    pub(crate) facts_changed: bool,
+    /// Since when something has been handled that may have to be told to them.
+    unpublished: Option<Instant>,
     /// What was last said to each neighbour about packets in clear, and on which link.
     pub(crate) terms: BTreeMap<PeerName, (LinkId, Terms)>,
     pub(crate) view: Option<NodeView>,
     pub(crate) outputs: VecDeque<Output>,
+    /// What is to be told of ownership.
+    pub(crate) news: News,
     /// What was last told to the mesh about this peer.
     own: OwnFacts,
+    /// Whether the topology has said since that peers have changed.
+    peers_changed: bool,
     /// Who was last told to the allocator to be reachable.
     reachable: BTreeMap<PeerName, PeerFacts>,
     /// Whose removal has been carried out here.
@@ -193,9 +202,13 @@ impl Router {
             relays: BTreeMap::new(),
             distant: Vec::new(),
             graph_changed: true,
+            facts_changed: true,
+            unpublished: None,
+            peers_changed: true,
             terms: BTreeMap::new(),
             view: None,
             outputs: VecDeque::new(),
+            news: News::default(),
             own: OwnFacts::default(),
             reachable: BTreeMap::new(),
             removed: BTreeSet::new(),
@@ -218,6 +231,7 @@ impl Router {
     pub fn handle_link_down(&mut self, link: LinkId, reason: Reason, now: Instant) {
         self.terminations += u64::from(self.topology.peer_of(link).is_some());
         self.topology.handle_link_down(link, reason, now);
+        self.news.drop_link(link);
         self.settle(now);
     }
 
@@ -253,25 +267,25 @@ impl Router {
     /// A carrier to a peer exists, or does not.
     pub fn handle_way(&mut self, news: WayNews, now: Instant) {
         self.overlay.handle_way(news, now);
-        self.publish_if_rerouted();
+        self.unpublished = Some(now);
     }
 
     /// A probe has come back.
     pub fn handle_probe_answer(&mut self, answer: ProbeAnswer, now: Instant) {
         self.overlay.handle_answer(answer, now);
-        self.publish_if_rerouted();
+        self.unpublished = Some(now);
     }
 
     /// Packets of pods have been sent to these peers since this was last said.
     pub fn handle_traffic(&mut self, peers: &[PeerName], now: Instant) {
         self.overlay.handle_traffic(peers, now);
-        self.publish_if_rerouted();
+        self.unpublished = Some(now);
     }
 
     /// Packets of others have been sent on to these peers since this was last said.
     pub fn handle_relayed(&mut self, peers: &[PeerName], now: Instant) {
         self.overlay.handle_relayed(peers, now);
-        self.publish_if_rerouted();
+        self.unpublished = Some(now);
     }
 
     /// The data plane tells a neighbour how to send sealed records to it with the keys of this link.
@@ -325,7 +339,7 @@ impl Router {
         // Probes go out many times a second, and concern nobody else.
         self.overlay.handle_timeout(now);
         if self.poll_slow_timeout().is_none_or(|(at, _)| at > now) {
-            self.publish_if_rerouted();
+            self.unpublished = Some(now);
             return;
         }
         if matches!(self.expose, Expose::Again(at) if at <= now) {
@@ -333,11 +347,17 @@ impl Router {
         }
         self.topology.handle_timeout(now);
         self.ipam.handle_timeout(now);
+        self.facts_changed = true;
         self.settle(now);
     }
 
-    /// The next thing to do.
+    /// The next thing to do. What follows for the kernel from all that was handled comes last, once for all of it.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if self.outputs.is_empty()
+            && let Some(now) = self.unpublished.take()
+        {
+            self.publish(now);
+        }
         self.outputs.pop_front()
     }
 
@@ -354,7 +374,8 @@ impl Router {
             Expose::Again(at) => Some((at, "ask for the node's own address")),
             Expose::Asked | Expose::Held(_) => None,
         };
-        let rooms = [self.topology.poll_timeout(), self.ipam.poll_timeout(), expose];
+        let news = self.news.due(self.topology.neighbours()).map(|at| (at, "tell of ownership"));
+        let rooms = [self.topology.poll_timeout(), self.ipam.poll_timeout(), expose, news];
         rooms.into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 }
@@ -374,6 +395,7 @@ impl Router {
             Ok(Answer::Allocated { allocation, .. }) => Expose::Held(allocation.address),
             Ok(_) | Err(_) => Expose::Again(now + EXPOSE_RETRY),
         };
+        self.facts_changed = true;
     }
 
     fn on_ipam_state(&mut self, link: LinkId, state: IpamState, now: Instant) {
@@ -392,8 +414,8 @@ impl Router {
         }
     }
 
-    /// Takes every room's outputs, which may be news for another room, until all rooms are quiet; then publishes the
-    /// node's view if it has changed.
+    /// Takes every room's outputs, which may be news for another room, until all rooms are quiet. The node's view is
+    /// published when the outputs are taken.
     fn settle(&mut self, now: Instant) {
         loop {
             // The topology's outputs first: a message that ipam has just asked it to carry stands there, and must
@@ -406,7 +428,8 @@ impl Router {
                 break;
             }
         }
-        self.publish(now);
+        self.tell_news(now);
+        self.unpublished = Some(now);
         if self.ipam.removed().is_some() && !self.ends {
             self.ends = true;
             self.outputs.push_back(Output::Rejoin);
@@ -416,7 +439,10 @@ impl Router {
     /// Tells each room what has changed in another; whether anything had.
     fn exchange(&mut self, now: Instant) -> bool {
         self.topology.set_ipam_digest(self.ipam.digest());
-        self.carry_out_removals(now) | self.tell_mesh(now) | self.tell_ipam_who_is_reachable(now)
+        let peers_changed = std::mem::take(&mut self.peers_changed);
+        self.carry_out_removals(now)
+            | self.tell_mesh(now)
+            | (peers_changed && self.tell_ipam_who_is_reachable(now))
     }
 
     fn tell_mesh(&mut self, now: Instant) -> bool {
@@ -467,6 +493,7 @@ impl Router {
             return false;
         }
         self.persist(StoreOp::ForgetKnown(gone));
+        self.facts_changed = true;
         true
     }
 
@@ -485,10 +512,11 @@ impl Router {
                 self.persist(StoreOp::Known(peers));
             }
             // Who is reachable is told to the allocator when the queues are empty: see `exchange`.
-            From::PeersChanged | From::LinksChanged => self.graph_changed = true,
+            From::PeersChanged | From::LinksChanged => {
+                (self.graph_changed, self.peers_changed) = (true, true)
+            }
             From::IpamDiffers { link } => {
-                let message = Message::Ipam(Box::new(self.ipam.state()));
-                self.outputs.push_back(Output::Send { link, message });
+                self.tell_ipam(link, Box::new(self.ipam.state()), self.ipam.digest());
             }
             // What one holder of an identity gives away, the other may give to somebody else. Who asked asks elsewhere.
             From::Directed(directed) if self.topology.twin(now).is_some() && is_request(&directed.body) => {}
@@ -502,7 +530,10 @@ impl Router {
             From::Offer { link, from, offer } => {
                 self.outputs.push_back(Output::Offer { link, peer: from, offer });
             }
-            From::Terms { from, terms } => self.overlay.handle_terms(from, terms, now),
+            From::Terms { from, terms } => {
+                self.overlay.handle_terms(from, terms, now);
+                self.facts_changed = true;
+            }
             From::Notify(notice) => self.outputs.push_back(Output::Notify(Notice::Topology(notice))),
         }
     }
@@ -513,10 +544,12 @@ impl Router {
             From::Persist(ops) => {
                 self.outputs.push_back(Output::Persist(ops.into_iter().map(StoreOp::Ipam).collect()));
             }
-            From::Gossip(state) => self.topology.broadcast(&Message::Ipam(state), None),
-            From::GossipTo(peer, state) => {
-                if let Some((link, _)) = self.topology.link_to(peer) {
-                    self.outputs.push_back(Output::Send { link, message: Message::Ipam(state) });
+            From::Gossip { heard_from, .. } => self.news.add(heard_from),
+            From::GossipTo { peer, state, digest } => {
+                // A link that is lost with it is followed by one that begins by comparing.
+                let link = self.topology.link_to(peer).map(|(link, _)| link);
+                if let Some(link) = link.filter(|&link| !self.news.is_told(link, digest)) {
+                    self.tell_ipam(link, state, digest);
                 }
             }
             From::Directed { to, body } => {
@@ -527,7 +560,7 @@ impl Router {
             From::Reply { request: EXPOSE, result } => self.on_expose(result, now),
             From::Reply { request, result } => self.outputs.push_back(Output::Reply { request, result }),
             // The ranges are read when the view is published.
-            From::RangesChanged => {}
+            From::RangesChanged => self.facts_changed = true,
             From::Lost(allocations) => self.outputs.push_back(Output::Lost(allocations)),
             From::FreeHint(free) => {
                 self.own.free = free;

@@ -19,7 +19,11 @@ impl Router {
     /// Tells the overlay what is known of the peers, tells them what it demands of them, and publishes the node's view if
     /// it has changed.
     pub(crate) fn publish(&mut self, now: Instant) {
-        if std::mem::take(&mut self.graph_changed) {
+        let graph_changed = std::mem::take(&mut self.graph_changed);
+        if !std::mem::take(&mut self.facts_changed) && !graph_changed {
+            return self.publish_if_rerouted();
+        }
+        if graph_changed {
             let peers = self.topology.known_peers().map(|peer| peer.name).filter(|&peer| peer != self.me);
             self.relays = peers.map(|peer| (peer, self.topology.relays(peer))).collect();
         }
@@ -49,7 +53,7 @@ impl Router {
     }
 
     /// After news that concern the overlay alone: publishes the node's view if its routes have changed.
-    pub(crate) fn publish_if_rerouted(&mut self) {
+    fn publish_if_rerouted(&mut self) {
         self.follow_overlay();
         if self.overlay.take_changed() {
             let own = blocks(&self.ipam.ranges(), self.me);

@@ -322,14 +322,6 @@ impl Topology {
         Ok(())
     }
 
-    /// Sends a message to all neighbours, or all but the one it came from.
-    pub fn broadcast(&mut self, message: &Message, except: Option<LinkId>) {
-        let source = except.and_then(|link| self.links.by_id(link)).map(Link::peer);
-        for link in self.links.in_use().filter(|link| Some(link.peer()) != source) {
-            self.outputs.push_back(Output::Send { link: link.id, message: message.clone() });
-        }
-    }
-
     pub(crate) const fn me(&self) -> PeerName {
         self.hello.name
     }
@@ -396,7 +388,7 @@ impl Topology {
         let routes = &self.survey.routes;
         self.pace.peers_changed |= self.peers.set_reachable(|peer| routes.reach(peer), now);
         for (&peer, addresses) in &self.survey.addresses {
-            self.peers.relocate(peer, addresses);
+            self.pace.peers_changed |= self.peers.relocate(peer, addresses);
         }
         self.connector.outdate();
     }

@@ -186,23 +186,23 @@ impl Peers {
     }
 
     /// Notes where a peer is.
-    pub(crate) fn locate(&mut self, name: PeerName, underlay: SocketAddr) {
-        if let Some(known) = self.known.get_mut(&name)
-            && known.facts.underlay != Some(underlay)
-        {
-            known.facts.underlay = Some(underlay);
-            self.path_unsaved |= known.facts.overlay.is_some();
-            self.unsaved.insert(name);
-        }
+    pub(crate) fn locate(&mut self, name: PeerName, underlay: SocketAddr) -> bool {
+        let Some(known) = self.known.get_mut(&name).filter(|known| known.facts.underlay != Some(underlay))
+        else {
+            return false;
+        };
+        known.facts.underlay = Some(underlay);
+        self.path_unsaved |= known.facts.overlay.is_some();
+        self.unsaved.insert(name);
+        true
     }
 
     /// Others see a peer at these addresses, the best first: notes a new place if nobody sees it at the old one any more.
-    pub(crate) fn relocate(&mut self, name: PeerName, seen: &[SocketAddr]) {
+    pub(crate) fn relocate(&mut self, name: PeerName, seen: &[SocketAddr]) -> bool {
         let old = self.known.get(&name).and_then(|known| known.facts.underlay);
-        if let Some(&best) = seen.first()
-            && old.is_none_or(|old| !seen.contains(&old))
-        {
-            self.locate(name, best);
+        match seen.first() {
+            Some(&best) if old.is_none_or(|old| !seen.contains(&old)) => self.locate(name, best),
+            Some(_) | None => false,
         }
     }
 

@@ -57,6 +57,12 @@ impl Topology {
         self.links.to(peer).map(|link| (link.id, link.addr))
     }
 
+    /// How many peers there are links with, pending or in use.
+    #[must_use]
+    pub fn neighbours(&self) -> usize {
+        self.links.count()
+    }
+
     /// The peer at the other end of a link.
     #[must_use]
     pub fn peer_of(&self, link: LinkId) -> Option<PeerName> {
@@ -85,7 +91,7 @@ impl Topology {
         if relays.is_empty() {
             relays.extend(self.survey.routes.to(peer).map(|hop| hop.via).filter(|&via| via != peer));
         }
-        relays.sort_by_key(|&relay| (lot(&[self.me(), relay, peer]), relay));
+        relays.sort_by_cached_key(|&relay| (lot(&[self.me(), relay, peer]), relay));
         relays.truncate(MAX_RELAYS);
         relays
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use weave_proto::codec::{Framer, encode};
+use weave_proto::codec::{Framer, Kind, encode};
 use weave_proto::peer::{Message, SPOKEN};
 use weave_router::Output;
 use weave_topology::{DialId, Direction, LinkId, LinkUp, Reason};
@@ -154,7 +154,10 @@ impl World {
 
     fn perform_one(&mut self, at: Place, output: Output) {
         match output {
-            Output::Persist(ops) => self.machines[at].disk.commit(ops),
+            Output::Persist(ops) => {
+                self.effort.commits += 1;
+                self.machines[at].disk.commit(ops);
+            }
             Output::Hello(hello) => {
                 if let Some(agent) = &mut self.machines[at].agent {
                     agent.hello = Some(hello);
@@ -163,6 +166,7 @@ impl World {
             Output::Send { link, message } => self.send(at, link, &message),
             Output::Dial { dial, addr } => {
                 let incarnation = self.machines[at].disk.starts;
+                self.effort.dials += 1;
                 let delay = self.delay();
                 self.schedule(delay, Event::Dialled { from: at, incarnation, dial, to: addr });
             }
@@ -215,6 +219,8 @@ impl World {
             return;
         };
         let bytes = encode(message, SPOKEN.1).unwrap_or_else(|error| panic!("node{at} cannot say: {error}"));
+        let sent = self.effort.sent.entry(Kind::of(message).name()).or_default();
+        *sent = (sent.0 + 1, sent.1 + bytes.len() as u64);
         // A link is a stream: what is sent later arrives later.
         let delay = self.stream_delay(id, at);
         self.schedule(delay, Event::Bytes { link: id, to, bytes });

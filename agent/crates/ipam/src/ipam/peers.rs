@@ -77,6 +77,7 @@ impl Ipam {
             }
             (Phase::Electing(_), IpamPhase::Founded(founded)) => {
                 let realm = Realm::of_founded(self.config.me, self.config.universe, *founded)?;
+                self.outbox.learned(from);
                 self.enter(realm, now);
                 Ok(())
             }
@@ -93,8 +94,9 @@ impl Ipam {
         let heard = election.hear(theirs);
         let ours = election.expected();
         if heard.learns {
-            self.outbox.state_changed();
-        } else if heard.teaches {
+            self.outbox.learned(from);
+        }
+        if heard.teaches {
             self.outbox.teach(from);
         }
         if heard.forgotten {
@@ -124,9 +126,10 @@ impl Ipam {
         let (learns, teaches) = ours.reclaim.hear(theirs.reclaim.removals().clone());
         ours.ring = merged.ring;
         if learns || merged.learns {
-            self.outbox.state_changed();
+            self.outbox.learned(from);
             self.on_ring_changed(before, now);
-        } else if teaches || merged.teaches {
+        }
+        if teaches || merged.teaches {
             self.outbox.teach(from);
         }
         Ok(())

@@ -57,6 +57,35 @@ fn three_founders_agree_and_share_equally() {
 }
 
 #[test]
+fn what_others_have_said_is_told_on_in_their_name_and_what_is_new_from_here_in_nobody_s() {
+    let now = start();
+    let mut mesh = Mesh::founders(3, now);
+    let told = |ipam: &mut Ipam| -> Vec<Option<PeerName>> {
+        let heard_from = |output| {
+            let Output::Gossip { heard_from, digest, state } = output else { return None };
+            assert_eq!(digest, hash::digest(&state));
+            Some(heard_from)
+        };
+        drain(ipam).into_iter().filter_map(heard_from).collect()
+    };
+    mesh.peers.iter_mut().for_each(|peer| drop(drain(peer)));
+    let everybody: BTreeMap<PeerName, PeerFacts> =
+        mesh.peers.iter().map(|peer| (peer.name(), PeerFacts { free: 1 })).collect();
+    let [second, third] = [1, 2].map(|at: usize| (mesh.peers[at].name(), mesh.peers[at].state()));
+    let first = &mut mesh.peers[0];
+    first.handle_peers(everybody, now);
+    assert_eq!(told(first), []);
+
+    first.handle_gossip(second.0, second.1.clone(), now).unwrap();
+    assert_eq!(told(first), [Some(second.0)]);
+    first.handle_gossip(second.0, second.1, now).unwrap();
+    assert_eq!(told(first), [], "nothing new");
+    // Now that three stand, the first one locks on them: that is its own news.
+    first.handle_gossip(third.0, third.1, now).unwrap();
+    assert_eq!(told(first), [None]);
+}
+
+#[test]
 fn two_of_three_founders_wait_and_say_for_whom() {
     let now = start();
     let mut mesh = Mesh::founders(3, now);
@@ -375,7 +404,7 @@ impl Mesh {
         self.peers.iter_mut().for_each(|peer| peer.handle_peers(hints.clone(), now));
         for (index, name) in names.iter().enumerate() {
             let state = Box::new(self.peers[index].state());
-            self.deliver(*name, Output::Gossip(state), now);
+            self.deliver(*name, Output::Gossip { state, digest: 0, heard_from: None }, now);
         }
         for _ in 0..200 {
             let mut quiet = true;
@@ -394,12 +423,12 @@ impl Mesh {
 
     fn deliver(&mut self, from: PeerName, output: Output, now: Instant) {
         match output {
-            Output::Gossip(state) => {
+            Output::Gossip { state, .. } => {
                 self.peers.iter_mut().filter(|peer| peer.name() != from).for_each(|peer| {
                     peer.handle_gossip(from, (*state).clone(), now).unwrap();
                 })
             }
-            Output::GossipTo(to, state) => self.peer(to).handle_gossip(from, *state, now).unwrap(),
+            Output::GossipTo { peer, state, .. } => self.peer(peer).handle_gossip(from, *state, now).unwrap(),
             Output::Directed { to, body } => self.peer(to).handle_directed(from, body, now).unwrap(),
             Output::Reply { request, result } => {
                 self.replies.insert(request, result);

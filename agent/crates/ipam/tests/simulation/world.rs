@@ -305,6 +305,7 @@ impl World {
 
     /// Does what the machine wants done, in order, until it wants nothing more or its power goes.
     fn perform(&mut self, index: usize) {
+        self.machines[index].ipam.iter().for_each(Ipam::check_invariants);
         loop {
             let machine = &mut self.machines[index];
             if machine.outputs_left == Some(0) {
@@ -321,12 +322,12 @@ impl World {
     fn perform_one(&mut self, index: usize, output: Output) {
         match output {
             Output::Persist(ops) => ops.into_iter().for_each(|op| self.machines[index].disk.write(op)),
-            Output::Gossip(state) => {
+            Output::Gossip { state, .. } => {
                 for neighbour in self.neighbours(index) {
                     self.send(index, neighbour, Content::State(state.clone()));
                 }
             }
-            Output::GossipTo(to, state) => self.send_to(index, to, Content::State(state)),
+            Output::GossipTo { peer, state, .. } => self.send_to(index, peer, Content::State(state)),
             Output::Directed { to, body } => self.send_to(index, to, Content::Directed(body)),
             Output::Reply { request, result } => self.hear_reply(request, result),
             Output::FreeHint(free) => self.machines[index].hint = free,

@@ -47,7 +47,7 @@ impl Topology {
         let Some(link) = self.links.by_id(link) else { return };
         self.connector.on_link_confirmed();
         self.rejections.settle(link.addr);
-        self.peers.locate(link.peer(), link.addr);
+        self.pace.peers_changed |= self.peers.locate(link.peer(), link.addr);
         if is_first {
             let (peer, nickname, addr) = (link.peer(), link.hello.nickname.clone(), link.addr);
             self.outputs.push_back(Output::Notify(Notice::LinkUp { peer, nickname, addr }));

@@ -54,17 +54,22 @@ impl Topology {
 
     /// Tells those neighbours of a record who cannot have it yet: not from its origin, nor from who passed it on.
     pub(super) fn forward(&mut self, about: PeerName, (link, from): (LinkId, PeerName)) {
-        let informed: BTreeSet<PeerName> = [about, from]
-            .into_iter()
-            .filter_map(|teller| self.peers.record(teller))
-            .flat_map(|record| record.links.iter().map(|link| link.peer))
-            .chain([about, from])
-            .collect();
-        for other in self.links.in_use().filter(|other| other.id != link) {
-            if !informed.contains(&other.peer()) {
-                self.gossip.tell(other.id, about);
+        for other in self.links_for_news(&[about, from]) {
+            if other != link {
+                self.gossip.tell(other, about);
             }
         }
+    }
+
+    /// The links with those neighbours who do not hear something from one of the `tellers`, who tell all of their own
+    /// neighbours. Should one of these be missed all the same, digests find it.
+    #[must_use]
+    pub fn links_for_news(&self, tellers: &[PeerName]) -> Vec<LinkId> {
+        let records = tellers.iter().filter_map(|&teller| self.peers.record(teller));
+        let told = records.flat_map(|record| record.links.iter().map(|link| link.peer));
+        let informed: BTreeSet<PeerName> = told.chain(tellers.iter().copied()).collect();
+        let uninformed = self.links.in_use().filter(|link| !informed.contains(&link.peer()));
+        uninformed.map(|link| link.id).collect()
     }
 
     pub(super) fn on_record_of_me(&mut self, record: &PeerRecord, now: Instant) {
