@@ -202,7 +202,7 @@ impl Owner {
         let newest = self.ends.newest.borrow_and_update().clone();
         let Some(state) = newest.filter(|newest| self.state.as_ref() != Some(newest)) else { return };
         let before = self.pods.current();
-        self.pods.list(&state.pods);
+        self.pods.list(&state.pods, Instant::now());
         let after: BTreeSet<IpAddr> = self.pods.current().iter().map(|pod| pod.address).collect();
         self.left.extend(before.iter().map(|pod| pod.address).filter(|address| !after.contains(address)));
         self.state = Some(state);
@@ -327,7 +327,7 @@ impl Owner {
                     self.interest.neighbours.insert(pod.address);
                 }
                 Err(_) => {
-                    self.pods.detach(&pod.host_interface);
+                    self.pods.detach(&pod.host_interface, Instant::now());
                 }
             }
         }
@@ -352,7 +352,7 @@ impl Owner {
         for (pod, result) in pods.iter().zip(results).filter(|(_, result)| result.is_ok()) {
             *result = self.check(pod);
             if result.is_err() {
-                self.pods.detach(&pod.host_interface);
+                self.pods.detach(&pod.host_interface, Instant::now());
             }
         }
     }
@@ -407,7 +407,8 @@ impl Owner {
     }
 
     fn detach(&mut self, asked: Vec<(String, Asker)>) {
-        let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port)).collect();
+        let now = Instant::now();
+        let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port, now)).collect();
         // Later, since whoever asked need not wait for it.
         self.left.extend(gone.iter().map(|pod| pod.address));
         let withdrawn = gone.is_empty() || self.state.is_none() || self.kernel.withdraw(&gone).is_ok();
