@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use weave_netns::cni::INTERFACE;
-use weave_netns::lab::{BRIDGE, OUTSIDE, others};
+use weave_netns::lab::{BRIDGE, GATEWAY, OUTSIDE, others};
 use weave_netns::pair::PASSWORD;
 use weave_netns::probe::{self, Flow, MARK, PORT, Server};
 use weave_netns::recording::{self, Recording};
@@ -50,8 +50,9 @@ fn a_hundred_switches_between_sealed_ways_break_no_flow_and_show_nothing_in_clea
     run_in_lab(|lab| {
         let hosts = lab.mesh_with(&NODES, |options| options.flag(PASSWORD))?;
         let pods = Pods::new(&hosts)?;
-        // All but what never enters the network of pods: it goes between a node and whoever is no node.
-        let between = format!("not (tcp port {NODE_PORT} or tcp port {HOST_PORT} or host {OUTSIDE})");
+        // All but what never enters the network of pods, since one end of it is no node, or a pod asks a node for it; what a
+        // node refuses it quotes.
+        let between = format!("not (host {GATEWAY} or host {OUTSIDE} or tcp port {HOST_PORT})");
         let wire = Recording::start(lab.underlay(), BRIDGE, &between, &lab.scratch().join("wire.pcap"))?;
         let inside = Recording::start(pods.pods[0].ns(), INTERFACE, "", &lab.scratch().join("pod.pcap"))?;
         let mut flows = pods.flows()?;
