@@ -61,6 +61,8 @@ fn timeless(line: &str) -> Option<String> {
         return None;
     }
     let words = line.split_whitespace().map(|word| word.split_once("@if").map_or(word, |(name, _)| name));
+    // A TUN device is in an unknown state until its reader has once been away.
+    let words = words.map(|word| if word == "UNKNOWN" { "UP" } else { word });
     let mut words: Vec<_> = words.filter(|word| !word.starts_with("fe80:")).collect();
     if words.first().is_some_and(|word| is_index(word)) {
         words.remove(0);

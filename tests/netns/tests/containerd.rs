@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use weave_netns::containerd::{Plan, Sandbox, image};
+use weave_netns::fingerprint::difference;
 use weave_netns::lab::told;
 use weave_netns::probe;
 use weave_netns::wait::pause;
@@ -264,6 +265,56 @@ fn sandboxes_start_while_the_agent_dies_and_only_those_that_started_have_address
         }
         Ok(())
     });
+}
+
+/// Two hundred sandboxes are made and removed by a runtime that is asked for several at once, and the agent is killed in
+/// each round of making and of removing.
+#[test]
+fn storms_of_two_hundred_sandboxes_with_agents_killed_leave_neither_address_nor_device_nor_rule() {
+    const ROUNDS: usize = 4;
+    const PODS: usize = 50;
+    run_in_lab(|lab| {
+        let node = Node::alone(lab)?;
+        let before = node.host.wait_unchanged(PATIENCE)?;
+        for round in 0..ROUNDS {
+            // What the runtime is refused while the agent is away, a kubelet asks for again.
+            let made = while_the_agent_dies(&node, 0..PODS, |number| {
+                let plan = Plan::new(&format!("pod{round}-{number}"));
+                eventually(PATIENCE, "the sandbox is made", || node.runtime.run(&plan))
+            })?;
+            node.wait_addresses(&made.iter().collect::<Vec<_>>())?;
+            while_the_agent_dies(&node, made.iter(), |sandbox| node.stop_and_remove(sandbox))?;
+            node.wait_empty().with_context(|| format!("round {round}"))?;
+        }
+        eventually(PATIENCE, "the node is as it was", || {
+            let after = node.host.fingerprint()?;
+            ensure!(before == after, "{}", difference(&before, &after));
+            Ok(())
+        })
+    });
+}
+
+/// Does the work for all items, some at once, while the agent is killed and comes back.
+fn while_the_agent_dies<I: Send, T: Send>(
+    node: &Node,
+    items: impl Iterator<Item = I> + Send,
+    work: impl Fn(I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    const AT_ONCE: usize = 8;
+    let items = Mutex::new(items);
+    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    std::thread::scope(|scope| {
+        let thread = || std::iter::from_fn(&next).map(&work).collect::<Result<Vec<_>>>();
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(thread)).collect();
+        pause(Duration::from_millis(150));
+        let killed = node.host.kill_agent().and_then(|()| node.relaunch());
+        let done: Result<Vec<_>> = threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+            .collect();
+        killed?;
+        Ok(done?.into_iter().flatten().collect())
+    })
 }
 
 #[test]
