@@ -9,6 +9,7 @@ use serde_json::json;
 use weave_k8s::Cluster;
 use weave_k8s::asking::{HTTP, from_node};
 use weave_k8s::cluster::{self, PATIENCE, container};
+use weave_netns::fingerprint::difference;
 use weave_netns::run_in_lab;
 use weave_netns::wait::eventually;
 
@@ -43,8 +44,7 @@ fn a_rolling_update_of_the_agent_loses_no_connection_and_no_ping() {
             cluster.kubectl().run(&["-n", "kube-system", "rollout", "restart", "daemonset/weave-net"])?;
             let wait = ["-n", "kube-system", "rollout", "status", "daemonset/weave-net", "--timeout=180s"];
             cluster.kubectl().run(&wait).with_context(|| cluster.diagnosis())?;
-            joined(ping)?;
-            joined(echo)
+            joined(ping).and_then(|()| joined(echo)).with_context(|| cluster.diagnosis())
         })?;
         cluster.wait_ready()
     });
@@ -97,7 +97,10 @@ fn a_restarted_kubelet_and_a_restarted_node_find_their_pods_a_network() {
 #[test]
 fn storms_of_pods_with_agents_killed_leave_nothing_and_the_manifest_can_be_deleted_and_applied_again() {
     run_in_lab(|lab| {
-        let cluster = Cluster::start(lab)?;
+        let cluster = Cluster::bare(lab, &NODES)?;
+        let bare = fingerprints(&cluster)?;
+        cluster.install()?;
+        cluster.wait_ready()?;
         storm(&cluster)?;
         let (_, two) = (cluster.pod("one", "node1")?, cluster.pod("two", "node2")?);
         cluster.uninstall()?;
@@ -107,8 +110,42 @@ fn storms_of_pods_with_agents_killed_leave_nothing_and_the_manifest_can_be_delet
         cluster.who("one", &two, HTTP)?;
         let three = cluster.pod("three", "node2")?;
         ensure!(three != two, "an address was given out twice");
-        cluster.who("one", &three, HTTP).map(drop)
+        cluster.who("one", &three, HTTP)?;
+        removed_for_good(&cluster, &bare)
     });
+}
+
+/// What docs/kubernetes.md says of removing everything: nothing of weave is left in the cluster or on a node.
+fn removed_for_good(cluster: &Cluster, bare: &[BTreeSet<String>]) -> Result<()> {
+    let kubectl = cluster.kubectl();
+    kubectl.run(&["delete", "pods", "--all", "--wait"])?;
+    cluster.uninstall()?;
+    kubectl.run(&[
+        "-n",
+        "kube-system",
+        "delete",
+        "secret/weave-net-secret",
+        "configmap/weave-net-universe",
+    ])?;
+    kubectl.run(&["annotate", "node", "--all", "weave-net/peer-", "weave-net/universe-"])?;
+    for (node, bare) in cluster.nodes().iter().zip(bare) {
+        let said = node.reset()?;
+        ensure!(said.contains("removed bridge weave"), "{said}");
+        let after = node.host().fingerprint()?;
+        let left: Vec<_> = after.difference(bare).filter(|line| line.contains("weave")).collect();
+        ensure!(left.is_empty(), "left on {}: {left:?}", node.name());
+        let files =
+            node.run("bash", &["-c", "ls -d /var/lib/weave/* /etc/cni/net.d/* /opt/cni/bin/weave* || true"])?;
+        ensure!(files.is_empty(), "left on {}: {files}", node.name());
+    }
+    const KINDS: &str = "daemonsets,pods,secrets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings";
+    // The token of an account goes a moment after the account.
+    eventually(PATIENCE, "nothing of weave is left in the cluster", || {
+        let all = kubectl.run(&["get", KINDS, "--all-namespaces", "--output=name"])?;
+        let left: Vec<_> = all.lines().filter(|line| line.contains("weave")).collect();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
 }
 
 /// A web server on every node, with a port of the node, and a Service in front; returns the pods' names and addresses.
@@ -269,6 +306,7 @@ fn storm(cluster: &Cluster) -> Result<()> {
         },
     });
     kubectl.apply(&set.to_string())?;
+    let before = fingerprints(cluster)?;
     for round in 0..ROUNDS {
         kubectl.run(&["scale", "deployment/storm", &format!("--replicas={PODS}")])?;
         let victim = &cluster.nodes()[round as usize % NODES.len()];
@@ -284,12 +322,17 @@ fn storm(cluster: &Cluster) -> Result<()> {
         })?;
     }
     cluster.wait_ready()?;
-    for node in NODES {
+    for (node, before) in NODES.iter().zip(&before) {
         eventually(Duration::from_secs(60), "nothing of the storm is left", || {
-            nothing_is_left(cluster, node)
+            nothing_is_left(cluster, node, before)
         })?;
     }
     Ok(())
+}
+
+/// Links, addresses, routes, forwarding entries and rules of each node.
+fn fingerprints(cluster: &Cluster) -> Result<Vec<BTreeSet<String>>> {
+    cluster.nodes().iter().map(|node| node.host().fingerprint()).collect()
 }
 
 fn running(cluster: &Cluster, wanted: u32) -> Result<()> {
@@ -302,13 +345,12 @@ fn running(cluster: &Cluster, wanted: u32) -> Result<()> {
     Ok(())
 }
 
-fn nothing_is_left(cluster: &Cluster, node: &str) -> Result<()> {
+fn nothing_is_left(cluster: &Cluster, node: &str, before: &BTreeSet<String>) -> Result<()> {
     let containers = cluster.weave(node, &["ps"])?;
     let left: Vec<_> = containers.lines().filter(|line| !line.starts_with("weave:expose")).collect();
     ensure!(left.is_empty(), "addresses are left on {node}: {left:?}");
-    let links = cluster.node(node)?.host().ns()?.ip("-o link show type veth")?;
-    let ports: Vec<_> = links.lines().filter(|line| line.contains("master weave")).collect();
-    ensure!(ports.is_empty(), "ports are left on {node}: {ports:?}");
+    let after = cluster.node(node)?.host().fingerprint()?;
+    ensure!(*before == after, "{node} is not as it was:\n{}", difference(before, &after));
     Ok(())
 }
 
