@@ -69,6 +69,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    if std::env::args().skip(1).any(|argument| argument == "--help" || argument == "-h") {
+        println!("{HELP}");
+        return Ok(());
+    }
     let plan = plan(std::env::args().skip(1))?;
     let settings = Settings::read()?;
     let mut rows: Vec<Row> = Vec::new();
