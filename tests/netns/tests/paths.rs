@@ -279,6 +279,9 @@ fn a_node_behind_address_translation_is_reached_by_quic_and_outlives_a_change_of
 
 fn translated(lab: &Lab, flags: &[&str], way: Way) -> Result<()> {
     let Translated { router, pair } = Translated::new(lab, flags)?;
+    // A sealed record from elsewhere is enough to be followed. Links and connections beside them must be given up first,
+    // after 3 s, and dialled anew, after a random pause.
+    let found_again = Duration::from_secs(if way == Way::Quic { 10 } else { 5 });
     pair.wait_proven(way)?;
     pair.transfer(1 << 20)?;
     let flows = [
@@ -291,14 +294,15 @@ fn translated(lab: &Lab, flags: &[&str], way: Way) -> Result<()> {
         router.ns()?.ip(&format!("addr replace 172.30.0.99/24 dev {UPLINK}"))?;
         masquerade(&router, how)?;
         // From the open node nothing can be sent until the hidden one has spoken.
-        eventually(Duration::from_secs(5), "the open node's pod reaches the hidden one's", || {
+        eventually(found_again, "the open node's pod reaches the hidden one's", || {
             probe::ping(pair.one.ns(), pair.other.address())
         })?;
     }
     pair.talk()?;
     for flow in flows {
         let report = flow.finish()?;
-        ensure!(report.lost == 0 && report.sent > 50, "{report:?}");
+        // TCP's own pause after two such gaps may be longer than all the rest.
+        ensure!(report.lost == 0 && report.sent > 20, "{report:?}");
     }
     Ok(())
 }
