@@ -42,15 +42,16 @@ pub use snapshot::{Fixed, StatusReceiver};
 /// flood of gossip does not hold up the clock.
 const INPUTS_PER_TURN: usize = 64;
 
-/// The least time between two status documents that nobody waits for: a document of a thousand addresses takes a while to build, and nobody
-/// reads more than a few a second.
+/// The least time between two status documents that nobody waits for: a document of a thousand addresses takes a while
+/// to build, and nobody reads more than a few a second.
 const SNAPSHOT_PACE: Duration = Duration::from_millis(50);
 
-/// How many times as long as one takes there is at least between two.
+/// The least time between two of them in terms of what one takes to build, up to [`FIGURES_PACE`]: so they take a
+/// twentieth of the time at most, unless one takes a tenth of a second.
 const SNAPSHOT_SHARE: u32 = 20;
 
-/// The least time between two documents where only figures have changed: probes are answered all the time, and each document costs as much as many
-/// probes.
+/// The least time between two documents where only figures have changed: probes are answered all the time, and each
+/// document costs as much as many probes.
 const FIGURES_PACE: Duration = Duration::from_secs(2);
 
 /// Answers one request.
