@@ -1,8 +1,9 @@
 //! What probes may cost this node, towards all peers together.
 //!
 //! ```text
-//!   pressing   300 a second, 900 at once     ways with traffic, what is in doubt, what is new
+//!   pressing   300 a second, 900 at once     ways with traffic and what replaces them, what is new
 //!   steady      60 a second,  60 at once     ways in use without traffic, better ones that are silent
+//!   doubts      12 a second,  24 at once     what is in doubt, without traffic
 //!   spare       40 a second,  40 at once     everything else
 //!   sizes       64 KiB a second and at once  how large a packet passes
 //! ```
@@ -10,6 +11,9 @@
 //! Each kind has an allowance of its own, so none starves another. Within a kind whoever is overdue the longest comes
 //! first, and the pace of each is slowed by the number of all ([`Budget::interval`]): in quiet times nobody is refused
 //! anything, and the wait of each has a bound that depends on nothing but how many ways there are.
+//!
+//! When many ways without traffic are in doubt together, it is this node or its uplink that is slow or dead: asking more
+//! would be of no use, and of harm if it is slow. So what is spent on doubts is little.
 //!
 //! The figures: a small probe is about 110 bytes on the wire, so all of them together are below 50 kB a second. At the
 //! pace of 200 peers with traffic a dead way is still left within 3 s; more are probed more slowly. If the ways of a
@@ -27,6 +31,8 @@ pub(crate) enum Kind {
     Steady,
     /// They would if the way in use failed.
     Spare,
+    /// They would if there were any, and the way in use may have failed.
+    Doubt,
 }
 
 /// How often a way is probed.
@@ -34,6 +40,8 @@ pub(crate) enum Kind {
 pub(crate) enum Pace {
     /// It is in use, traffic has begun, and it has not answered since.
     Checked,
+    /// It is in doubt, and so may be what packets depend on.
+    Pressed,
     /// The one in use is in doubt: who else answers?
     Urgent,
     /// It carries traffic: found silent within 3 s.
@@ -42,6 +50,8 @@ pub(crate) enum Pace {
     New,
     /// It would be used if it answered.
     Wanted,
+    /// It, or the one in use, is in doubt, and nobody sends anything.
+    Doubted,
     /// It is in use, and nobody sends anything.
     Idle,
     /// It is worse than the one in use, or has not answered for long, and there is traffic.
@@ -54,9 +64,9 @@ impl Pace {
     /// The time between two probes where there are few ways.
     const fn base(self) -> Duration {
         match self {
-            Self::Checked => Duration::from_millis(150),
+            Self::Checked | Self::Pressed => Duration::from_millis(150),
             Self::Urgent => Duration::from_millis(250),
-            Self::Used | Self::New => Duration::from_millis(500),
+            Self::Used | Self::New | Self::Doubted => Duration::from_millis(500),
             Self::Wanted => Duration::from_secs(1),
             Self::Idle | Self::Spare => Duration::from_secs(5),
             Self::Rare => Duration::from_secs(15),
@@ -66,15 +76,16 @@ impl Pace {
     /// What it is paid from.
     pub(crate) const fn kind(self) -> Kind {
         match self {
-            Self::Checked | Self::Urgent | Self::Used | Self::New => Kind::Pressing,
+            Self::Checked | Self::Pressed | Self::Urgent | Self::Used | Self::New => Kind::Pressing,
             Self::Wanted | Self::Idle => Kind::Steady,
             Self::Spare | Self::Rare => Kind::Spare,
+            Self::Doubted => Kind::Doubt,
         }
     }
 }
 
 /// How many ways are probed, by kind.
-pub(crate) type Counts = [u32; 3];
+pub(crate) type Counts = [u32; 4];
 
 /// An allowance that fills up again by itself.
 #[derive(Debug, Clone, Copy)]
@@ -90,13 +101,13 @@ struct Allowance {
 /// See the module's docs.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    kinds: [Allowance; 3],
+    kinds: [Allowance; 4],
     sizes: Allowance,
     ways: Counts,
 }
 
 /// Small probes a second and at once, by kind.
-const PROBES: [(u32, u32); 3] = [(300, 900), (60, 60), (40, 40)];
+const PROBES: [(u32, u32); 4] = [(300, 900), (60, 60), (40, 40), (12, 24)];
 
 /// Bytes a second and at once of probes for size. One probe of any size fits.
 const SIZES: u32 = 64 * 1024;
@@ -111,7 +122,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 impl Budget {
     pub(crate) fn new() -> Self {
         let of = |(rate, most)| Allowance { rate, most, full: None };
-        Self { kinds: PROBES.map(of), sizes: of((SIZES, SIZES)), ways: [0; 3] }
+        Self { kinds: PROBES.map(of), sizes: of((SIZES, SIZES)), ways: [0; 4] }
     }
 
     /// A peer has `after` ways of each kind, and had `before`.
@@ -127,8 +138,8 @@ impl Budget {
         let regular = PROBES[kind].0 * REGULAR / 100;
         // Haste is short, and paid from what is saved up.
         let stretched = match pace {
-            Pace::Checked | Pace::Urgent => Duration::ZERO,
-            Pace::Used | Pace::New | Pace::Wanted | Pace::Idle | Pace::Spare | Pace::Rare => {
+            Pace::Checked | Pace::Pressed | Pace::Urgent => Duration::ZERO,
+            Pace::Used | Pace::New | Pace::Wanted | Pace::Doubted | Pace::Idle | Pace::Spare | Pace::Rare => {
                 Duration::from_secs(1) * self.ways[kind] / regular
             }
         };

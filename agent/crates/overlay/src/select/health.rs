@@ -1,9 +1,9 @@
 //! Whether one way answers: the probes that are out, and what their answers prove.
 //!
 //! ```text
-//!              first answer                      a probe overdue
-//!   Unproven ───────────────> Answering ───────────────────────────> Suspect
-//!      ^                        ^   └── pace of its rank                 │ probes every SUSPECT
+//!              first answer                   an answer takes too long
+//!   Unproven ───────────────> Answering ───────────────────────────> In doubt
+//!      ^                        ^   └── pace of its rank                 │ probes in [`Haste`]
 //!      │                        └────────── any answer ──────────────────┤
 //!      └───────── no answer for SILENCE, LOST probes overdue ────────────┘
 //! ```
@@ -12,6 +12,10 @@
 //! a tenth of all packets may be lost on a path that works. So it takes both. At the pace of a way with traffic, seven
 //! probes are overdue when [`SILENCE`] is over: where a path loses one packet in ten each way, that happens by chance
 //! once in 10⁵ probes. How often a way is probed, [`super::budget`] says.
+//!
+//! Doubt costs probes, and on a machine that is too busy for answers to come in time probes make it busier still. So what
+//! is slow must not be taken for what is dead: doubt begins when nothing has come for twice the time that answers take on
+//! this way, late ones are answers, too, and while many are out few are added.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,11 +30,20 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(2500);
 /// How many probes must be overdue besides.
 pub(crate) const LOST: u32 = 6;
 
-/// The pace once a probe is overdue: so fast that [`LOST`] of them fit into what is left of [`SILENCE`].
-pub(crate) const SUSPECT: Duration = Duration::from_millis(150);
-
 /// So many unanswered probes are enough to judge by.
 const ENOUGH: usize = LOST as usize + 1;
+
+/// The least time between two probes when so many are out.
+const CALM: Duration = Duration::from_millis(500);
+
+/// What is done about a way in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Haste {
+    /// The longest that an answer is waited for before its way is in doubt, however slow the way is.
+    pub(crate) longest: Duration,
+    /// The time between two probes from then on.
+    pub(crate) pace: Duration,
+}
 
 /// For how long an answer to a probe is still understood.
 const MEMORY: Duration = Duration::from_secs(8);
@@ -53,6 +66,8 @@ pub(crate) struct Health {
     silent: bool,
     /// Smoothed over eight answers.
     round_trip: Option<Duration>,
+    /// How long an answer may take before the way is in doubt.
+    patience: Duration,
 }
 
 impl Health {
@@ -66,6 +81,7 @@ impl Health {
             run: None,
             silent: false,
             round_trip: None,
+            patience: TIMEOUT,
         }
     }
 
@@ -89,7 +105,9 @@ impl Health {
         self.silent = false;
         self.proof = self.proof.max(Some(sent));
         let trip = now.saturating_duration_since(sent);
-        self.round_trip = Some(self.round_trip.map_or(trip, |old| (old * 7 + trip) / 8));
+        let round_trip = self.round_trip.map_or(trip, |old| (old * 7 + trip) / 8);
+        self.round_trip = Some(round_trip);
+        self.patience = (2 * trip.max(round_trip)).max(TIMEOUT);
         let (since, count) = self.run.unwrap_or((now, 0));
         self.run = Some((since, count.saturating_add(1)));
     }
@@ -118,9 +136,19 @@ impl Health {
         self.run
     }
 
-    /// Whether a probe is overdue.
-    pub(crate) fn is_suspect(&self, now: Instant) -> bool {
-        self.overdue(now) > 0
+    /// Whether it is in doubt: a probe is out for longer than is usual of this way, and nothing else comes either.
+    pub(crate) fn is_suspect(&self, longest: Duration, now: Instant) -> bool {
+        self.doubts(longest, now) > 0
+    }
+
+    /// How many probes put it in doubt.
+    pub(crate) fn doubts(&self, longest: Duration, now: Instant) -> usize {
+        self.waiting.values().filter(|at| self.doubtful_at(**at, longest) <= now).count()
+    }
+
+    /// When a probe that was sent then puts the way in doubt.
+    fn doubtful_at(&self, sent: Instant, longest: Duration) -> Instant {
+        self.heard.map_or(sent, |heard| heard.max(sent)) + self.patience.min(longest)
     }
 
     pub(crate) const fn since(&self) -> Instant {
@@ -137,18 +165,25 @@ impl Health {
         self.proof
     }
 
+    /// How long an answer may take before something is amiss.
+    pub(crate) const fn patience(&self) -> Duration {
+        self.patience
+    }
+
     pub(crate) const fn round_trip(&self) -> Option<Duration> {
         self.round_trip
     }
 
     /// When the next small probe is due, if there is to be one every `interval`.
-    pub(crate) fn due(&self, interval: Duration) -> Instant {
+    pub(crate) fn due(&self, interval: Duration, haste: Haste) -> Instant {
         let Some((last, nonce)) = self.last_sent else { return self.since };
         let regular = last + jittered(interval, nonce);
         match self.waiting.values().min() {
             // Enough are out to judge by.
-            Some(_) if self.waiting.len() > ENOUGH => regular,
-            Some(&oldest) if self.answers() => regular.min((oldest + TIMEOUT).max(last + SUSPECT)),
+            Some(_) if self.waiting.len() > ENOUGH => regular.max(last + CALM),
+            Some(&oldest) if self.answers() => {
+                regular.min(self.doubtful_at(oldest, haste.longest).max(last + haste.pace))
+            }
             Some(_) | None => regular,
         }
     }
@@ -165,6 +200,10 @@ impl Health {
 
 /// A little less than `interval`, differently each time, so that the probes to many peers do not march in step.
 fn jittered(interval: Duration, nonce: u64) -> Duration {
-    let drawn = u32::try_from(nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59).unwrap_or(0);
-    interval * (256 - drawn) / 256
+    interval * (256 - drawn(nonce)) / 256
+}
+
+/// A number below 32 that looks as if it were drawn.
+pub(crate) fn drawn(nonce: u64) -> u32 {
+    u32::try_from(nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59).unwrap_or(0)
 }

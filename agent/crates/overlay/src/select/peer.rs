@@ -49,6 +49,10 @@ const ASKED: usize = 3;
 /// sends, ways are asked less often, and there is twice the time.
 const RETURN: Duration = Duration::from_millis(1500);
 
+/// The longest that an answer is waited for before its way is in doubt, however slow it is: where packets depend on it,
+/// which leaves enough of the 3 s to lose as many probes as it takes, and where none do.
+const LONGEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
 /// How long a better way must have answered before it is used, if it has never failed.
 const HOLD: Duration = Duration::from_secs(1);
 
@@ -442,7 +446,7 @@ impl PeerState {
             .collect();
         let is_sound = |slot: &Slot| {
             self.ways.get(slot).is_some_and(|live| {
-                live.health.answers() && live.health.overdue_since(live.health.since(), now) < ASKED
+                live.health.answers() && live.health.doubts(self.longest(now), now) < ASKED
             })
         };
         let in_use = self.chosen.is_some_and(|chosen| chosen.slot == quic);
@@ -484,6 +488,16 @@ impl PeerState {
         self.traffic.is_some_and(|(last, _)| now < last + TRAFFIC)
     }
 
+    /// Whether packets depend on the ways to the peer.
+    pub(crate) fn is_needed(&self, now: Instant) -> bool {
+        self.is_busy(now) || self.relaying
+    }
+
+    /// The longest that an answer is waited for before its way is in doubt.
+    pub(crate) fn longest(&self, now: Instant) -> Duration {
+        if self.is_needed(now) { LONGEST.0 } else { LONGEST.1 }
+    }
+
     /// Whether a way is in use, and packets are sent on it.
     pub(crate) fn carries(&self, slot: Slot, now: Instant) -> bool {
         self.is_busy(now) && self.chosen.is_some_and(|chosen| chosen.slot == slot)
@@ -521,19 +535,20 @@ impl PeerState {
             || chosen.slot.is_sealed() || self.is_refuted(chosen.slot),
             |used| {
                 let asked = self.pace_of_chosen(used, now) == Pace::Checked;
-                asked || !used.health.answers() || used.health.is_suspect(now)
+                asked || !used.health.answers() || used.health.is_suspect(self.longest(now), now)
             },
         );
         // The best that answers is enough to know of.
         let better = || {
-            let sound = |live: &Live| live.health.answers() && !live.health.is_suspect(now);
+            let sound =
+                |live: &Live| live.health.answers() && !live.health.is_suspect(self.longest(now), now);
             self.ways.range(..slot).any(|(&other, live)| other != chosen.slot && sound(live))
         };
         match (doubtful, live.health.answers()) {
             (true, true) if better() => spare,
-            (true, true) => Pace::Urgent,
+            (true, true) if self.is_busy(now) => Pace::Urgent,
             (true, false) if self.is_busy(now) => Pace::New,
-            (true, false) => Pace::Wanted,
+            (true, _) => Pace::Doubted,
             (false, _) if slot < chosen.slot && matches!(slot, Slot::Direct(_)) => Pace::Wanted,
             (false, _) => spare,
         }
@@ -542,8 +557,8 @@ impl PeerState {
     fn pace_of_chosen(&self, live: &Live, now: Instant) -> Pace {
         let Some((_, begun)) = self.traffic.filter(|_| self.is_busy(now)) else {
             // Until it is known to be silent or to answer, there is something to find out.
-            let settled = live.health.answers() && !live.health.is_suspect(now);
-            return if settled { Pace::Idle } else { Pace::Wanted };
+            let settled = live.health.answers() && !live.health.is_suspect(self.longest(now), now);
+            return if settled { Pace::Idle } else { Pace::Doubted };
         };
         let unheard = live.health.last_heard().is_some_and(|heard| heard < begun);
         if unheard && live.health.answers() { Pace::Checked } else { Pace::Used }

@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::health::{SUSPECT, TIMEOUT};
+use super::health::{Health, drawn};
 
 /// What fits through any tunnel of ours over a path of 1280 bytes, the least that IPv6 and QUIC ask for.
 pub(crate) const BASE: u32 = 1100;
@@ -34,6 +34,9 @@ const FINE: u32 = 4;
 /// How many probes of one size must be lost before it counts as too large: where one packet in ten is lost each way,
 /// chance does that to a good size once in 4,000 times.
 const TRIES: usize = 5;
+
+/// The least time between two probes.
+const PAUSE: Duration = Duration::from_millis(150);
 
 /// How often the size in force is verified on a way with traffic, and on others.
 const VERIFY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
@@ -121,14 +124,14 @@ impl Pmtu {
         self.next
     }
 
-    /// The size to probe for now, if one is due. `heard` is when the way last answered anything; `used` whether it
-    /// carries packets at present.
-    pub(crate) fn poll(&mut self, nonce: u64, used: bool, heard: Instant, now: Instant) -> Option<u32> {
+    /// The size to probe for now, if one is due. `way` is how the small probes fare, `used` whether it carries packets at
+    /// present.
+    pub(crate) fn poll(&mut self, nonce: u64, used: bool, way: &Health, now: Instant) -> Option<u32> {
         if now < self.next {
             return None;
         }
         if self.test.as_ref().is_some_and(|test| test.sent.len() >= TRIES) {
-            self.conclude(heard, used, now);
+            self.conclude(way, (used, nonce), now);
             return None;
         }
         if self.test.is_none() && self.hope.is_some_and(|at| at <= now) {
@@ -138,8 +141,11 @@ impl Pmtu {
         let test = self.test.get_or_insert_with(|| Test { size, sent: BTreeMap::new() });
         test.sent.insert(nonce, now);
         let last = test.sent.len() >= TRIES;
-        let pause = Duration::from_secs(1) * size / RATE;
-        self.next = now + if last { TIMEOUT } else { pause.max(SUSPECT) };
+        let pause = (Duration::from_secs(1) * size / RATE).max(PAUSE);
+        // The next one is needed only if this one is lost, which where nothing is sent may take its time to show.
+        let in_haste = used && !last;
+        self.next =
+            now + if in_haste { pause.max(way.round_trip().unwrap_or_default()) } else { way.patience() };
         Some(size)
     }
 
@@ -153,33 +159,34 @@ impl Pmtu {
             self.proven = self.proven.max(Some(size));
             self.refused = self.refused.filter(|refused| *refused > size);
             self.force = self.proven.unwrap_or(size).min(self.largest);
-            self.rest(used, now);
+            self.rest(used, nonce, now);
         }
         Some(sent)
     }
 
-    /// Every probe of a size is lost: it is too large, if the way has answered anything else meanwhile.
-    fn conclude(&mut self, heard: Instant, used: bool, now: Instant) {
+    /// Every probe of a size is lost: it is too large, if anything that was asked meanwhile has been answered.
+    fn conclude(&mut self, way: &Health, (used, nonce): (bool, u64), now: Instant) {
         let Some(test) = self.test.take() else { return };
         let began = test.sent.values().min().copied().unwrap_or(now);
-        if heard < began {
-            self.next = now + SUSPECT;
+        if way.proof() < Some(began) {
+            self.next = now + way.patience();
             return;
         }
         self.refused = Some(self.refused.map_or(test.size, |old| old.min(test.size)));
         // What is refused now but has passed before shows that the path has shrunk, by an unknown amount.
         self.proven = self.proven.filter(|proven| *proven < test.size);
         self.force = self.proven.unwrap_or(if test.size > BASE { BASE } else { FLOOR }).min(self.largest);
-        self.rest(used, now);
+        self.rest(used, nonce, now);
     }
 
     /// When to go on: at once while there is something to find out, else later.
-    fn rest(&mut self, used: bool, now: Instant) {
+    fn rest(&mut self, used: bool, nonce: u64, now: Instant) {
         if self.is_searching() {
-            self.next = now + SUSPECT;
+            self.next = now + PAUSE;
             return;
         }
-        self.next = now + if used { VERIFY.0 } else { VERIFY.1 };
+        // Ways that began in one moment do not stay together.
+        self.next = now + if used { VERIFY.0 } else { spread(VERIFY.1, nonce) };
         if self.refused.is_none() {
             self.patience = HOPE.0;
         } else if self.hope.is_none() {
@@ -205,4 +212,9 @@ impl Pmtu {
                 .unwrap_or_else(|| u32::midpoint(low, refused)),
         }
     }
+}
+
+/// A duration around `mean`, differently each time.
+fn spread(mean: Duration, nonce: u64) -> Duration {
+    mean * (48 + drawn(nonce)) / 64
 }

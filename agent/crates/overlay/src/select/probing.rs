@@ -5,6 +5,7 @@ use std::time::Instant;
 use weave_proto::PeerName;
 
 use super::budget::{Counts, Pace};
+use super::health::Haste;
 use super::peer::{Live, PeerState};
 use super::{Output, Overlay};
 use crate::{Probe, Way};
@@ -28,6 +29,8 @@ impl Overlay {
     /// Sends the probes of one peer that are due and that the budget allows, and notes when to go on.
     pub(super) fn probe(&mut self, peer: PeerName, state: &mut PeerState, now: Instant) {
         let paces = state.paces(now);
+        let in_doubt = if state.is_needed(now) { Pace::Pressed } else { Pace::Doubted };
+        let haste = Haste { longest: state.longest(now), pace: self.budget.interval(in_doubt) };
         let mut counts = Counts::default();
         paces.iter().for_each(|(_, pace)| counts[pace.kind() as usize] += 1);
         self.budget.count(std::mem::replace(&mut state.counted, counts), counts);
@@ -35,9 +38,9 @@ impl Overlay {
         for (slot, pace) in paces {
             let used = state.carries(slot, now);
             let Some(live) = state.ways.get_mut(&slot) else { continue };
-            all.push(self.probe_life(peer, live, pace, now));
-            if let Some(heard) = live.health.last_heard().filter(|_| live.health.answers()) {
-                all.push(self.probe_size(peer, live, (used, heard), now));
+            all.push(self.probe_life(peer, live, (pace, haste), now));
+            if live.health.answers() {
+                all.push(self.probe_size(peer, live, used, now));
             }
         }
         let (at, wake) = (all.iter().map(|due| due.at).min(), all.iter().map(|due| due.wake).min());
@@ -48,9 +51,15 @@ impl Overlay {
     }
 
     /// A small probe, if it is due.
-    fn probe_life(&mut self, peer: PeerName, live: &mut Live, pace: Pace, now: Instant) -> Due {
+    fn probe_life(
+        &mut self,
+        peer: PeerName,
+        live: &mut Live,
+        (pace, haste): (Pace, Haste),
+        now: Instant,
+    ) -> Due {
         let interval = self.budget.interval(pace);
-        let at = live.health.due(interval);
+        let at = live.health.due(interval, haste);
         if at > now {
             return Due::on_time(at);
         }
@@ -59,17 +68,11 @@ impl Overlay {
         }
         let nonce = self.send(peer, live.way, 0);
         live.health.sent(nonce, now);
-        Due::on_time(live.health.due(interval))
+        Due::on_time(live.health.due(interval, haste))
     }
 
     /// A probe for the size, if it is due.
-    fn probe_size(
-        &mut self,
-        peer: PeerName,
-        live: &mut Live,
-        (used, heard): (bool, Instant),
-        now: Instant,
-    ) -> Due {
+    fn probe_size(&mut self, peer: PeerName, live: &mut Live, used: bool, now: Instant) -> Due {
         let at = live.pmtu.due();
         if at > now {
             return Due::on_time(at);
@@ -78,7 +81,7 @@ impl Overlay {
         if let Err(wake) = self.budget.take_size(live.pmtu.largest(), now) {
             return Due { at, wake };
         }
-        if let Some(len) = live.pmtu.poll(self.nonce, used, heard, now) {
+        if let Some(len) = live.pmtu.poll(self.nonce, used, &live.health, now) {
             self.send(peer, live.way, len);
         }
         Due::on_time(live.pmtu.due())
