@@ -192,6 +192,7 @@ impl Brain {
                 self.snapshots.mark_aged();
             }
             Input::Tunnel(Report::Traffic(peers)) => self.router.handle_traffic(&peers, now),
+            Input::Tunnel(Report::Haste(peer)) => self.router.handle_haste(peer, now),
             Input::Tunnel(Report::Relayed(peers)) => self.router.handle_relayed(&peers, now),
             Input::Tunnel(Report::Counted(counted)) => self.snapshots.count(*counted),
             Input::Tunnel(Report::Routed(to, body)) => self.router.send_routed(to, body, now),

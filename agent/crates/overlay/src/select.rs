@@ -217,12 +217,19 @@ impl Overlay {
 
     /// Packets of pods have been sent to these peers since this was last said.
     pub fn handle_traffic(&mut self, peers: &[PeerName], now: Instant) {
-        for &peer in peers {
-            if self.peers.get_mut(&peer).is_some_and(|state| state.note_traffic(now)) {
-                self.step(peer, now);
-                if let Some(hop) = self.hop_of(peer) {
-                    self.step(hop, now);
-                }
+        peers.iter().for_each(|&peer| self.on_traffic(peer, true, now));
+    }
+
+    /// A peer fears for packets of its pods to this node's: what these answer needs a way, too.
+    pub fn handle_haste(&mut self, peer: PeerName, now: Instant) {
+        self.on_traffic(peer, false, now);
+    }
+
+    fn on_traffic(&mut self, peer: PeerName, seen: bool, now: Instant) {
+        if self.peers.get_mut(&peer).is_some_and(|state| state.note_traffic(seen, now)) {
+            self.step(peer, now);
+            if let Some(hop) = self.hop_of(peer) {
+                self.step(hop, now);
             }
         }
     }

@@ -159,6 +159,9 @@ pub struct Probe {
     /// The pod packet that it stands for, in bytes: it must be as long on the wire as one of that size. 0 asks for the
     /// smallest that there is. The answer is small.
     pub len: u32,
+    /// Whether packets of pods for the peer may be lost: then it is to look after its own way, too, which its answers
+    /// will need.
+    pub hasty: bool,
 }
 
 /// A probe has come back.

@@ -282,6 +282,12 @@ impl Router {
         self.unpublished = Some(now);
     }
 
+    /// A peer fears for packets of its pods to this node's.
+    pub fn handle_haste(&mut self, peer: PeerName, now: Instant) {
+        self.overlay.handle_haste(peer, now);
+        self.unpublished = Some(now);
+    }
+
     /// Packets of others have been sent on to these peers since this was last said.
     pub fn handle_relayed(&mut self, peers: &[PeerName], now: Instant) {
         self.overlay.handle_relayed(peers, now);

@@ -20,7 +20,6 @@ mod beside;
 mod counted;
 mod ends;
 mod far;
-mod haste;
 mod mesh;
 mod prober;
 mod probes;
@@ -50,7 +49,6 @@ pub use self::counted::Counted;
 use self::counted::Teller;
 use self::ends::Links;
 use self::far::Far;
-use self::haste::{Haste, Road};
 use self::prober::{Heard, Prober};
 use self::quic::Carried;
 pub use self::quic::QuicDoor;
@@ -141,6 +139,8 @@ pub enum Report {
     Answer(ProbeAnswer),
     /// Packets of pods have been sent to these peers of late.
     Traffic(Vec<PeerName>),
+    /// This peer fears for packets of its pods to this node's.
+    Haste(PeerName),
     /// Packets of others have been sent on to these peers of late.
     Relayed(Vec<PeerName>),
     /// So much was counted so far.
@@ -171,7 +171,6 @@ pub struct Driver {
     underlay_looked: Instant,
     looked: Instant,
     traffic: Traffic,
-    haste: Haste,
     teller: Teller,
 }
 
@@ -220,7 +219,6 @@ impl Driver {
             underlay_looked: Instant::now(),
             looked: Instant::now(),
             traffic: Traffic::default(),
-            haste: Haste::default(),
             teller: Teller::default(),
         }
     }
@@ -388,7 +386,7 @@ impl Driver {
     /// Greets the other end of a session by every way that there is.
     fn greet(&self, index: u32) {
         let (Ok(tunnel), Some(session)) = (&self.tunnel, self.sessions.get(index)) else { return };
-        let greeting = Word { kind: Kind::Greeting, nonce: 0, len: 0 }.to_bytes();
+        let greeting = Word { kind: Kind::Greeting, hasty: false, nonce: 0, len: 0 }.to_bytes();
         let udp = (session.remote.port() != 0).then_some(Carrier::Udp);
         let quic = self.quic_to(session.peer).cloned().map(Carrier::Quic);
         for carrier in udp.into_iter().chain(quic) {
@@ -447,13 +445,6 @@ impl Driver {
         self.on_traffic(sent);
         if !relayed.is_empty() {
             self.tell(Report::Relayed(relayed));
-        }
-    }
-
-    /// A probe has come.
-    fn on_probed(&mut self, peer: PeerName, road: Road, len: u32) {
-        if len == 0 && self.haste.heard(peer, road, Instant::now()) {
-            self.on_traffic(vec![peer]);
         }
     }
 

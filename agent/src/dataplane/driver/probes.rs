@@ -8,7 +8,6 @@ use weave_proto::PeerName;
 use weave_sleeve::header::OVERHEAD;
 use weave_sleeve::relay::RELAYED_OVERHEAD;
 
-use super::haste::Road;
 use super::prober::{Heard, Prober};
 use super::word::{Kind, WORD_LEN, Word};
 use super::{Driver, Report};
@@ -32,10 +31,10 @@ impl Driver {
                         None => return,
                     },
                 };
-                let answer = Word { kind: Kind::Answer, ..word };
+                let answer = Word { kind: Kind::Answer, hasty: false, ..word };
                 // A lost answer is a lost probe, which will be repeated.
                 let _sent = tunnel.engine.probe(session, &carrier, &answer.to_bytes(), overhead + WORD_LEN);
-                self.on_probed(peer, from.into(), word.len);
+                self.on_probed(peer, word);
             }
             Kind::Answer => {
                 let is_sealed = |way: Way| way.method.is_sealed();
@@ -55,15 +54,22 @@ impl Driver {
         let Some(vtep) = self.table.vteps.iter().find(|vtep| vtep.peer == from) else { return };
         match word.kind {
             Kind::Probe => {
-                let answer = Word { kind: Kind::Answer, ..word };
+                let answer = Word { kind: Kind::Answer, hasty: false, ..word };
                 let sent = prober(&mut self.probers, vtep.underlay).send(from, answer, 0);
                 if let Err(error) = sent {
                     tracing::debug!(peer = %from, %error, "a probe of the kernel's tunnel could not be answered");
                 }
-                self.on_probed(from, Road::Kernel, word.len);
+                self.on_probed(from, word);
             }
             Kind::Answer => self.on_answer(from, word, |way| !way.method.is_sealed()),
             Kind::Greeting => {}
+        }
+    }
+
+    /// What was asked has been answered; is there more to it?
+    fn on_probed(&self, peer: PeerName, word: Word) {
+        if word.hasty {
+            self.tell(Report::Haste(peer));
         }
     }
 
@@ -85,8 +91,8 @@ impl Driver {
         {
             first.remove();
         }
-        let Probe { peer, way, nonce, len } = probe;
-        let word = Word { kind: Kind::Probe, nonce, len };
+        let Probe { peer, way, nonce, len, hasty } = probe;
+        let word = Word { kind: Kind::Probe, hasty, nonce, len };
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(usize::from(u16::MAX));
         let sent = match (way.method, way.via) {
             (Method::FastDp, _) => self.probe_kernel(peer, word, len),

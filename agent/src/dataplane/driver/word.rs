@@ -3,13 +3,13 @@
 //! ```text
 //!   0       1       2               4                              12              16
 //!   +-------+-------+---------------+------------------------------+---------------+----------
-//!   |version| kind  |   zero        |  nonce, 64 bits              | length, 32    | padding …
+//!   |version| kind  |haste  | zero  |  nonce, 64 bits              | length, 32    | padding …
 //!   +-------+-------+---------------+------------------------------+---------------+----------
 //! ```
 //!
 //! A *probe* asks for an *answer* with its nonce and length, and is padded to be as long on its way as a pod's packet of
 //! that length. The answer is not padded. A *greeting* asks for nothing: it only shows that the keys of a new session
-//! are there.
+//! are there. A probe *in haste*, which has a 1 there, says that packets of pods may be lost on their way to whom it asks.
 
 /// The version of this layout.
 const VERSION: u8 = 1;
@@ -32,6 +32,8 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Word {
     pub(super) kind: Kind,
+    /// Whether the sender fears for packets of its pods to the other end's.
+    pub(super) hasty: bool,
     pub(super) nonce: u64,
     /// The pod packet that the probe stands for, in bytes.
     pub(super) len: u32,
@@ -42,6 +44,7 @@ impl Word {
         let mut bytes = [0; WORD_LEN];
         bytes[0] = VERSION;
         bytes[1] = self.kind as u8;
+        bytes[2] = self.hasty.into();
         bytes[4..12].copy_from_slice(&self.nonce.to_be_bytes());
         bytes[12..].copy_from_slice(&self.len.to_be_bytes());
         bytes
@@ -58,7 +61,7 @@ impl Word {
         };
         let nonce = u64::from_be_bytes(*word[4..].first_chunk()?);
         let len = u32::from_be_bytes(*word[12..].first_chunk()?);
-        Some(Self { kind, nonce, len })
+        Some(Self { kind, hasty: word[2] == 1, nonce, len })
     }
 }
 
@@ -68,8 +71,10 @@ mod tests {
 
     #[test]
     fn every_word_is_read_as_it_was_written_and_nothing_else_is_one() {
-        for kind in [Kind::Probe, Kind::Answer, Kind::Greeting] {
-            let word = Word { kind, nonce: 0x0102_0304_0506_0708, len: 1440 };
+        for (kind, hasty) in
+            [(Kind::Probe, false), (Kind::Probe, true), (Kind::Answer, false), (Kind::Greeting, false)]
+        {
+            let word = Word { kind, hasty, nonce: 0x0102_0304_0506_0708, len: 1440 };
             let mut bytes = word.to_bytes().to_vec();
             bytes.extend([0xaa; 100]);
             assert_eq!(Word::parse(&bytes), Some(word));

@@ -97,7 +97,7 @@ impl World {
                 .find_map(|method| self.carry(to, at, Way::relay(method, self.name_of(last)))),
         };
         if back.is_some() {
-            let Probe { peer, way, nonce, len } = probe;
+            let Probe { peer, way, nonce, len, hasty: _ } = probe;
             let incarnation = self.machines[at].disk.starts;
             let answer = ProbeAnswer { peer, way, nonce, len };
             let trip = self.delay() + self.delay();

@@ -141,6 +141,11 @@ impl Health {
         self.doubts(longest, now) > 0
     }
 
+    /// Whether a probe is out.
+    pub(crate) fn is_asked(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// How many probes put it in doubt.
     pub(crate) fn doubts(&self, longest: Duration, now: Instant) -> usize {
         self.waiting.values().filter(|at| self.doubtful_at(**at, longest) <= now).count()

@@ -194,8 +194,10 @@ pub(crate) struct PeerState {
     relayed: Option<Instant>,
     /// How many ways were counted, by kind.
     pub(crate) counted: Counts,
-    /// When packets of pods were last sent to it, and since when they are.
+    /// When packets of pods were last sent to it, or from it in haste, and since when they are.
     traffic: Option<(Instant, Instant)>,
+    /// When this node itself was last seen to send packets of pods to it.
+    sent: Option<Instant>,
     /// Whether there should be a QUIC connection; if so, whether there is nothing better to wait for.
     pub(crate) wants_quic: Option<bool>,
     /// How often each has been left for its silence.
@@ -458,8 +460,11 @@ impl PeerState {
         std::mem::replace(&mut self.wants_quic, wants) != wants
     }
 
-    /// Packets of pods have been sent to the peer; whether that is news.
-    pub(crate) fn note_traffic(&mut self, now: Instant) -> bool {
+    /// Packets of pods have been sent to the peer, or it is in haste to send some; whether that is news.
+    pub(crate) fn note_traffic(&mut self, seen: bool, now: Instant) -> bool {
+        if seen {
+            self.sent = Some(now);
+        }
         let since = self.traffic.filter(|_| self.is_busy(now)).map(|(_, since)| since);
         self.traffic = Some((now, since.unwrap_or(now)));
         if since.is_none()
@@ -483,7 +488,13 @@ impl PeerState {
         self.relayed.is_some_and(|last| now < last + TRAFFIC)
     }
 
-    /// Whether packets of pods are sent to the peer.
+    /// Whether packets of pods or of others are seen to be sent to the peer, and not only said to come from it: two who
+    /// took each other's haste for traffic would never come to rest.
+    pub(crate) fn is_sending(&self, now: Instant) -> bool {
+        self.relaying || self.sent.is_some_and(|last| now < last + TRAFFIC)
+    }
+
+    /// Whether packets of pods are sent to the peer, or are about to come from it.
     pub(crate) fn is_busy(&self, now: Instant) -> bool {
         self.traffic.is_some_and(|(last, _)| now < last + TRAFFIC)
     }

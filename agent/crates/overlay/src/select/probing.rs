@@ -1,12 +1,12 @@
 //! Which probes go out now, and when to look again.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use weave_proto::PeerName;
 
 use super::budget::{Counts, Pace};
 use super::health::Haste;
-use super::peer::{Live, PeerState};
+use super::peer::{Live, PeerState, Slot};
 use super::{Output, Overlay};
 use crate::{Probe, Way};
 
@@ -31,6 +31,10 @@ impl Overlay {
         let paces = state.paces(now);
         let in_doubt = if state.is_needed(now) { Pace::Pressed } else { Pace::Doubted };
         let haste = Haste { longest: state.longest(now), pace: self.budget.interval(in_doubt) };
+        let fears = |&(slot, pace): &(Slot, Pace)| {
+            state.ways.get(&slot).is_some_and(|live| may_lose(live, pace, haste.longest, now))
+        };
+        let hasty = state.is_sending(now) && paces.iter().any(fears);
         let mut counts = Counts::default();
         paces.iter().for_each(|(_, pace)| counts[pace.kind() as usize] += 1);
         self.budget.count(std::mem::replace(&mut state.counted, counts), counts);
@@ -38,7 +42,7 @@ impl Overlay {
         for (slot, pace) in paces {
             let used = state.carries(slot, now);
             let Some(live) = state.ways.get_mut(&slot) else { continue };
-            all.push(self.probe_life(peer, live, (pace, haste), now));
+            all.push(self.probe_life(peer, live, (pace, haste, hasty), now));
             if live.health.answers() {
                 all.push(self.probe_size(peer, live, used, now));
             }
@@ -55,7 +59,7 @@ impl Overlay {
         &mut self,
         peer: PeerName,
         live: &mut Live,
-        (pace, haste): (Pace, Haste),
+        (pace, haste, hasty): (Pace, Haste, bool),
         now: Instant,
     ) -> Due {
         let interval = self.budget.interval(pace);
@@ -66,7 +70,7 @@ impl Overlay {
         if let Err(wake) = self.budget.take(pace.kind(), now) {
             return Due { at, wake };
         }
-        let nonce = self.send(peer, live.way, 0);
+        let nonce = self.send(peer, live.way, (0, hasty));
         live.health.sent(nonce, now);
         Due::on_time(live.health.due(interval, haste))
     }
@@ -82,16 +86,30 @@ impl Overlay {
             return Due { at, wake };
         }
         if let Some(len) = live.pmtu.poll(self.nonce, used, &live.health, now) {
-            self.send(peer, live.way, len);
+            self.send(peer, live.way, (len, false));
         }
         Due::on_time(live.pmtu.due())
     }
 
     /// Has a probe sent, and returns its number.
-    fn send(&mut self, peer: PeerName, way: Way, len: u32) -> u64 {
+    fn send(&mut self, peer: PeerName, way: Way, (len, hasty): (u32, bool)) -> u64 {
         let nonce = self.nonce;
         self.nonce = nonce.wrapping_add(1);
-        self.outputs.push_back(Output::Probe(Probe { peer, way, nonce, len }));
+        self.outputs.push_back(Output::Probe(Probe { peer, way, nonce, len, hasty }));
         nonce
+    }
+}
+
+/// Whether what is sent to the peer may be lost, by what is known of one of its ways.
+fn may_lose(live: &Live, pace: Pace, longest: Duration, now: Instant) -> bool {
+    let is_doubtful = live.health.answers() && live.health.is_suspect(longest, now);
+    match pace {
+        // There is another way that answers, and the one in use is in doubt or silent.
+        Pace::Urgent => true,
+        Pace::Checked => is_doubtful || live.health.is_asked(),
+        Pace::Used => is_doubtful,
+        Pace::Pressed | Pace::New | Pace::Wanted | Pace::Doubted | Pace::Idle | Pace::Spare | Pace::Rare => {
+            false
+        }
     }
 }

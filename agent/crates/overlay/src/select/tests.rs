@@ -1,6 +1,7 @@
 //! One node's machine against a network of which each way can be cut, narrowed and made lossy.
 
 mod crowd;
+mod hurry;
 mod law;
 mod restart;
 
@@ -162,7 +163,7 @@ impl Lab {
     }
 
     fn carry(&mut self, probe: Probe) {
-        let Probe { peer, way, nonce, len } = probe;
+        let Probe { peer, way, nonce, len, hasty: _ } = probe;
         self.sent.push((self.now, probe));
         let fits = self.open.get(&(peer, way)).is_some_and(|largest| len <= *largest);
         if fits && !self.loses() && !self.loses() {
