@@ -85,7 +85,7 @@ const BUDGETS: [(&str, u64); 13] = [
     ("ChaCha20: cut and seal a full record", 10_300),
     ("ChaCha20: open and join a full record", 9850),
     ("an acknowledgement, sealed alone", 2200),
-    ("an acknowledgement, in a bundle", 780),
+    ("an acknowledgement, in a bundle", 860),
     ("replay window, ask and take", 50),
     ("owner of an address among 1024 ranges", 150),
     ("a relay's hop, a frame", 110),

@@ -15,7 +15,8 @@
 //!   delivered, in as many super-packets as there are gaps.
 //! * **The cipher is the copy.** Sealing reads the packet where the device put it and writes it where the socket
 //!   takes it; opening writes it behind the piece before. Nothing else moves payload ([`keys`]).
-//! * **Small packets share a record** ([`outbox`]).
+//! * **Small packets share a record** ([`outbox`]), and an acknowledgement takes the place of one that waits and says
+//!   less.
 //!
 //! What makes it safe:
 //!
@@ -39,6 +40,7 @@ pub mod inner;
 pub mod keys;
 pub mod lane;
 pub mod outbox;
+mod overtaken;
 pub mod ranges;
 pub mod relay;
 pub mod replay;

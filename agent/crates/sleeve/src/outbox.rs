@@ -5,7 +5,8 @@
 //!
 //! * **Bundles.** Small packets (acknowledgements, requests) are put together into one record until it is full, and
 //!   a full bundle is padded to the length of a full record. One seal instead of twenty, and no short record that
-//!   ends the batch. A bundle never waits: it is closed when the device has nothing more to read.
+//!   ends the batch. A bundle never waits: it is closed when the device has nothing more to read. An acknowledgement
+//!   that says all that the packet before it in the bundle says takes its place ([`crate::overtaken`]).
 //! * **Runs.** A UDP packet that continues the flow of the record before it, in the same size, is marked as its
 //!   continuation, so that the other end hands the kernel one super-packet instead of sixty. Comparing with the
 //!   one packet before is enough; there is no table of flows.
@@ -20,6 +21,7 @@ use crate::ecn::Ecn;
 use crate::header::{Flags, Kind, OVERHEAD};
 use crate::inner::{Inner, Transport};
 use crate::lane::{Exhausted, Mark, SealLane};
+use crate::overtaken::overtakes;
 use crate::relay::RELAYED_OVERHEAD;
 
 /// Records in one segmented send: what every kernel with `UDP_SEGMENT` takes.
@@ -130,6 +132,9 @@ struct Bundle {
     len: usize,
     chunks: usize,
     first: Flags,
+    /// Where the last packet begins, with its two bytes.
+    last: usize,
+    last_flags: Flags,
 }
 
 /// A packet for a bundle.
@@ -161,8 +166,7 @@ impl Outbox {
     #[must_use]
     pub fn new() -> Self {
         let zeros = |len| vec![0; len].into_boxed_slice();
-        let bundle =
-            Bundle { bytes: zeros(usize::from(CHUNK_LEN_MASK)), len: 0, chunks: 0, first: Flags::NONE };
+        let bundle = Bundle { bytes: zeros(usize::from(CHUNK_LEN_MASK)), ..Bundle::empty() };
         Self {
             datagrams: zeros(MAX_BATCHES * MAX_BATCH_LEN + RELAYED_OVERHEAD),
             batches: [Finished { len: 0, segment: 0, ecn: Ecn::NotEct }; MAX_BATCHES],
@@ -285,6 +289,7 @@ impl Outbox {
         out: &mut impl Transmit,
     ) -> Result<(), NotTaken> {
         let Small { inner, flags, plain } = small;
+        self.bundle.leave_out_overtaken(&small);
         let needed = plain.len() + CHUNK_HEADER_LEN;
         if self.bundle.chunks > 0 && self.bundle.len + needed + CHUNK_HEADER_LEN > self.bundle.room(road) {
             self.close_bundle(true, road, out)?;
@@ -404,7 +409,26 @@ impl Outbox {
 impl Bundle {
     /// A place holder that owns nothing, while the bundle is being sealed.
     fn empty() -> Self {
-        Self { bytes: Box::default(), len: 0, chunks: 0, first: Flags::NONE }
+        Self {
+            bytes: Box::default(),
+            len: 0,
+            chunks: 0,
+            first: Flags::NONE,
+            last: 0,
+            last_flags: Flags::NONE,
+        }
+    }
+
+    /// Takes the last packet out if the next one says all that it does.
+    #[inline]
+    fn leave_out_overtaken(&mut self, next: &Small<'_>) {
+        if self.chunks > 0
+            && self.last_flags == next.flags
+            && overtakes((next.inner, next.plain), &self.bytes[self.last + CHUNK_HEADER_LEN..self.len])
+        {
+            self.len = self.last;
+            self.chunks -= 1;
+        }
     }
 
     fn room(&self, road: &Road<'_>) -> usize {
@@ -423,6 +447,7 @@ impl Bundle {
         if self.chunks == 0 {
             self.first = flags;
         }
+        (self.last, self.last_flags) = (self.len, flags);
         let body = self.len + CHUNK_HEADER_LEN;
         self.bytes[self.len..body].copy_from_slice(&head.to_be_bytes());
         self.bytes[body..body + plain.len()].copy_from_slice(plain);

@@ -342,6 +342,35 @@ fn small_packets_share_records_and_are_joined_too() {
 }
 
 #[test]
+fn an_acknowledgement_takes_the_place_of_the_one_that_waits() {
+    let mut pair = Pair::new();
+    let mut waiting: Vec<Packet> = (1..=8).map(reference::acknowledgement).collect();
+    waiting.insert(3, reference::udp_v4(64, 1));
+    waiting.push(reference::acknowledgement(8));
+    for record in pair.send(&waiting) {
+        assert!(pair.receive(&record));
+    }
+    let left = [2, 3, 8, 9].map(|at| waiting[at].clone());
+    assert_eq!(
+        pair.finish(),
+        expected(&left),
+        "the last before another packet, it, the last, and a duplicate"
+    );
+}
+
+#[test]
+fn an_acknowledgement_that_was_sent_is_not_overtaken() {
+    let mut pair = Pair::new();
+    let each: Vec<Packet> = (1..=4).map(reference::acknowledgement).collect();
+    for packet in &each {
+        for record in pair.send(std::slice::from_ref(packet)) {
+            assert!(pair.receive(&record));
+        }
+    }
+    assert_eq!(pair.finish(), expected(&each));
+}
+
+#[test]
 fn another_flow_in_between_keeps_the_order() {
     let mut pair = Pair::new();
     let mut mixed: Vec<Packet> =

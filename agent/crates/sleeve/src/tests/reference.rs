@@ -160,6 +160,13 @@ pub(super) fn tcp_v4(len: usize, gso_size: u16, flags: u8) -> Packet {
     offloaded(bytes, 20, false, Gso::TcpV4, gso_size)
 }
 
+/// An acknowledgement of one stream, up to this byte.
+pub(super) fn acknowledgement(up_to: u32) -> Packet {
+    let mut head = tcp(0x10, 77, true);
+    head[8..12].copy_from_slice(&up_to.to_be_bytes());
+    offloaded([ipv4(6, up_to as u16, true), head].concat(), 20, false, Gso::None, 0)
+}
+
 /// One UDP datagram.
 pub(super) fn udp_v4(len: usize, id: u16) -> Packet {
     let bytes = [ipv4(17, id, false), vec![0x30, 0x39, 0, 53, 0, 0, 0, 0], payload(len).collect()].concat();
