@@ -29,7 +29,7 @@ fn certificates_are_believed_under_any_clock() {
     let certificate = authority.certify(&identity).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(authority.certificate().unwrap()).unwrap();
-    let trust = Trust::with(Arc::new(roots), vec![certificate.clone()], &identity).unwrap();
+    let trust = Trust::with(&Arc::new(roots), std::slice::from_ref(&certificate), &identity).unwrap();
 
     let year = 31_556_952;
     for seconds in [0, year, 56 * year, 68 * year, 136 * year, 2000 * year] {
@@ -48,4 +48,14 @@ fn a_certificate_of_another_secret_is_not_believed() {
 
     assert!(trust.believes(&certified(&seeds[0])));
     assert!(!trust.believes(&certified(&seeds[1])));
+}
+
+#[test]
+fn the_quick_cipher_comes_first_and_none_is_left_out() {
+    let suites = |provider: &CryptoProvider| -> Vec<_> {
+        provider.cipher_suites.iter().map(rustls::SupportedCipherSuite::suite).collect()
+    };
+    let (quick, all) = (suites(&quick_first()), suites(&rustls::crypto::aws_lc_rs::default_provider()));
+    assert_eq!(quick.first(), Some(&CipherSuite::TLS13_AES_128_GCM_SHA256));
+    assert!(quick.len() == all.len() && all.iter().all(|suite| quick.contains(suite)));
 }
