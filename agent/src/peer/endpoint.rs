@@ -36,6 +36,10 @@ const INCOMING_BUFFER: u64 = 16 * 1024;
 /// The same for all attempts together.
 const INCOMING_BUFFER_TOTAL: u64 = 1024 * 1024;
 
+/// Bytes that may wait in the socket, as the kernel counts them: what pods' packets bring in some milliseconds while the
+/// reader has no processor. What does not fit is lost, be it theirs or gossip, and the system's 208 KiB are soon full.
+const SOCKET_BUFFER: usize = 16 << 20;
+
 /// Bytes of a connection id. Eight random ones cannot be guessed by somebody who does not see the packets.
 const CONNECTION_ID_LEN: usize = 8;
 
@@ -128,6 +132,10 @@ pub(super) fn socket(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket>
     };
     if everything {
         sockopt::set_ipv6_v6only(&fd, false)?;
+    }
+    // Beyond the system's limit if allowed, else as much as it gives.
+    if sockopt::set_socket_recv_buffer_size_force(&fd, SOCKET_BUFFER).is_err() {
+        sockopt::set_socket_recv_buffer_size(&fd, SOCKET_BUFFER)?;
     }
     bind(&fd, &listen)?;
     Ok(std::net::UdpSocket::from(fd))
