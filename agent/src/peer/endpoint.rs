@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::MAX_HANDSHAKES;
+use super::gather;
 use super::tls::Trust;
 use crate::identity::Identity;
 use aws_lc_rs::hmac;
@@ -59,7 +60,8 @@ pub(super) fn open(
     if let Some(max) = max_udp_payload {
         config.max_udp_payload_size(max).map_err(std::io::Error::other)?;
     }
-    quinn::Endpoint::new(config, Some(server_config(trust)), socket, Arc::new(quinn::TokioRuntime))
+    let (runtime, socket) = gather::over(socket)?;
+    quinn::Endpoint::new_with_abstract_socket(config, Some(server_config(trust)), socket, runtime)
 }
 
 /// How to listen with this trust.

@@ -9,6 +9,8 @@
 //!   brain <------------------------ PeerEvent (bounded) ---------------------'
 //! ```
 //!
+//! quinn's own tasks send through [`gather`], by fewer calls.
+//!
 //! Beside the links there are handshakes with peers that no link leads to ([`handshake`]): TLS without a socket.
 //!
 //! Two promises make the events easy to use: every [`PeerNet::dial`] is answered by exactly one
@@ -24,6 +26,7 @@ mod admission;
 mod data;
 mod door;
 mod endpoint;
+mod gather;
 mod handshake;
 mod link;
 mod outbox;
