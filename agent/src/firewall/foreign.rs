@@ -5,8 +5,8 @@
 //! such a chain drops a pod's packets cannot be read off its rules without evaluating them, so the owner sends a
 //! packet through (see [`crate::net::probe`]); this module tells when that is worth while, and who could be to blame.
 //!
-//! For iptables there is a remedy that undoes nothing of the administrator's: two rules at the head of FORWARD that
-//! accept what comes from and goes to the pods' bridge, marked by a comment, put there only where the chain exists and
+//! For iptables there is a remedy that undoes nothing of the administrator's: three rules at the head of FORWARD that
+//! accept what comes from the pods' bridge and goes to it or to their ports, marked by a comment, put there only where the chain exists and
 //! a packet was dropped, and removed by `reset`. For other firewalls there is only the message.
 
 use std::fmt;
@@ -21,6 +21,8 @@ use super::inspect::{GENERIC, GETCHAIN, NEWCHAIN};
 use crate::net::names::BRIDGE;
 use crate::net::{NetError, Netlink, attributes};
 
+/// The pods' ports, in iptables' words.
+const PORTS: &str = "vethwe+";
 /// The comment on our rules, by which they are found again. One word, so that `iptables -S` needs no unquoting.
 const COMMENT: &str = "weave-forward-accept";
 /// Families of tables whose `forward` hook IPv4 packets pass, with nft's name: ip and inet.
@@ -117,15 +119,15 @@ pub fn complaint(universe: Cidr, chains: &[ForwardChain]) -> String {
     )
 }
 
-/// Accepts what comes from and goes to the pods' bridge at the head of FORWARD, in each iptables that has such a chain. Returns what was done.
+/// Accepts what comes from the pods' bridge and goes to it or to their ports at the head of FORWARD, in each iptables that has such a chain. Returns what was done.
 ///
 /// # Errors
 /// An iptables that should have taken the rules did not.
 pub fn accept(chains: &[ForwardChain]) -> io::Result<Vec<String>> {
     let mut done = Vec::new();
     for program in programs(chains) {
-        for direction in ["-i", "-o"] {
-            let rule = ["FORWARD", direction, BRIDGE, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
+        for (direction, device) in [("-i", BRIDGE), ("-o", BRIDGE), ("-o", PORTS)] {
+            let rule = ["FORWARD", direction, device, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
             if run(program, &[&["-C"], &rule[..]].concat())?.0 {
                 continue;
             }

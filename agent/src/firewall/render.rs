@@ -42,6 +42,8 @@
 //!   masquerading would choose the underlay's address where the route changed after the choice of the source, and
 //!   the kernel kills masqueraded connections when their output device changes, which a change of tunnel is.
 //!   For the same reason packets that kube-proxy marked for masquerading are given the fixed address here.
+//!   The same holds towards the node's own pods: their ports have no address that MASQUERADE could choose.
+//! - A pod's packet comes by the bridge, where the guard stands: from a port itself (taken off the bridge) none is taken.
 //! - What leaves the universe (or a pod whose address another plugin gave) for the outside is masqueraded, behind
 //!   priority 100, so that whatever the administrator or a plugin decides about such packets wins.
 
@@ -60,8 +62,8 @@ use crate::net::names::{
 
 /// kube-proxy's mark on packets that it wants masqueraded (its `--iptables-masquerade-bit`, 14 by default).
 const MASQUERADE_MARK: u32 = 0x4000;
-/// Finds both of our device groups, which differ in the last bit.
-const GROUPS_MASK: u32 = !1;
+/// Finds the groups of our devices that a packet may leave by, which differ in the last two bits.
+const GROUPS_MASK: u32 = !3;
 /// Address blocks that nobody answers from: packets from pods to these are not masqueraded.
 const MULTICAST: &str = "224.0.0.0/4";
 
@@ -225,6 +227,7 @@ impl Facts {
                 "iifname vmap {{ \"{BRIDGE}\" : goto from_bridge, \"{VXLAN}\" : goto from_tunnel, \
                  \"{VXLAN6}\" : goto from_tunnel }}"
             ));
+            text.line(&format!("iifname \"{PORT_PREFIX}*\" {}", count_and_drop(Drop::ForgedSource)));
             // Without masquerading, pods reach the own addresses of other nodes from outside.
             if self.masquerade {
                 text.line(&format!(
@@ -261,6 +264,7 @@ impl Facts {
             text.line(&format!("udp dport {VXLAN_PORT} ip6 daddr @{peers6} notrack accept"));
             // Pods of one node talk through the bridge address on purpose; see sysctl `send_redirects`.
             text.line(&format!("icmp type redirect oifname \"{BRIDGE}\" drop"));
+            text.line(&format!("icmp type redirect oifname \"{PORT_PREFIX}*\" drop"));
         });
     }
 
@@ -270,7 +274,8 @@ impl Facts {
             text.line("type filter hook postrouting priority raw; policy accept;");
             text.line(&format!(
                 "oifgroup & {GROUPS_MASK:#x} != {BRIDGE_GROUP} ip daddr {universe} \
-                 oifname != {{ \"{BRIDGE}\", \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\", \"lo\" }} {}",
+                 oifname != {{ \"{BRIDGE}\", \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\", \"lo\" }} \
+                 oifname != \"{PORT_PREFIX}*\" {}",
                 count_and_drop(Drop::AroundOverlay)
             ));
         });
@@ -279,26 +284,33 @@ impl Facts {
     fn source_addresses(&self, text: &mut Text) {
         let universe = self.universe;
         if let Some(address) = self.address {
-            let into_tunnel =
-                format!("oifname {{ \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\" }} ip daddr {universe}");
-            let fixed = format!("snat ip to {address} fully-random");
+            let tunnels = format!("oifname {{ \"{VXLAN}\", \"{VXLAN6}\", \"{TUN}\" }}");
+            let local = [format!("oifname \"{BRIDGE}\""), format!("oifname \"{PORT_PREFIX}*\"")];
+            let fixed = |devices: &str, which: &str| {
+                format!("{devices} ip daddr {universe} {which} snat ip to {address} fully-random")
+            };
             text.block("chain into_overlay", |text| {
                 text.line("type nat hook postrouting priority srcnat - 10; policy accept;");
-                text.line(&format!("{into_tunnel} ip saddr != {universe} {fixed}"));
-                let mark = format!("meta mark & {MASQUERADE_MARK:#x} == {MASQUERADE_MARK:#x}");
-                text.line(&format!("{into_tunnel} {mark} {fixed}"));
-                if !self.keep_client_addresses {
-                    let local = format!("oifname \"{BRIDGE}\" ip daddr {universe} ip saddr != {universe}");
-                    text.line(&format!("{local} {fixed}"));
+                let (client, marked) = (
+                    format!("ip saddr != {universe}"),
+                    format!("meta mark & {MASQUERADE_MARK:#x} == {MASQUERADE_MARK:#x}"),
+                );
+                for devices in std::iter::once(&tunnels).chain(&local) {
+                    if !(self.keep_client_addresses && local.contains(devices)) {
+                        text.line(&fixed(devices, &client));
+                    }
+                    text.line(&fixed(devices, &marked));
                 }
             });
         }
         if self.masquerade {
             text.block("chain out_of_overlay", |text| {
                 text.line("type nat hook postrouting priority srcnat + 10; policy accept;");
-                // What goes to the bridge is for a pod of this node, which may have an address of another plugin's.
+                // What goes to a port or the bridge is for a pod of this node, which may have an address of another
+                // plugin's.
                 let outside = format!(
-                    "ip daddr != {{ {universe}, {MULTICAST} }} oifname != {{ \"{BRIDGE}\", \"lo\" }}"
+                    "ip daddr != {{ {universe}, {MULTICAST} }} oifname != {{ \"{BRIDGE}\", \"lo\" }} \
+                     oifname != \"{PORT_PREFIX}*\""
                 );
                 let guests = format!("@{}", Set::Guests.name());
                 for source in [universe.to_string(), guests] {

@@ -11,10 +11,14 @@
 //!   pod B ── vethwe…B ─┘          route   or, where sealed    dev weave-tun    src own
 //!                                 neigh   peer     -> MAC of peer      on weave-vx
 //!                                 fdb     MAC of peer -> underlay      on weave-vx, and another one for probes
-//!                                 route   a guest             dev weave        src own
-//!                                 neigh   pod      -> MAC of pod       on weave
+//!                                 route   a pod               dev vethwe…      src own
+//!                                 neigh   pod      -> MAC of pod       on vethwe… and on weave
 //!                                 fdb     MAC of pod -> its port       on weave
 //! ```
+//! What is for a pod goes to its port without passing the bridge, which would only look up the same port again (docs/adr
+//! 11). What a pod sends goes through the bridge, where the guard stands. Should a pod's route be deleted, the one for
+//! the node's own range leads to the bridge, which knows the way until the route is back.
+//!
 //! A guest is a pod whose address another IPAM plugin gave, from outside the universe. This node reaches it, and it
 //! reaches everything as a client (other nodes see this node's address); other nodes know nothing of it.
 
@@ -53,14 +57,31 @@ pub struct Desired {
     pub neighbours: BTreeMap<(&'static str, IpAddr), Mac>,
     /// Where the tunnel devices send frames for a MAC address.
     pub tunnels: BTreeMap<(&'static str, Mac), IpAddr>,
-    /// The pods' ports, by name: the MAC address that lives behind each.
-    pub ports: BTreeMap<String, Mac>,
+    /// The pods' ports, by name: who lives behind each.
+    pub ports: BTreeMap<String, Resident>,
     /// Kernel settings, by their path under `/proc/sys`.
     pub sysctls: BTreeMap<String, String>,
     /// The nftables tables.
     pub firewall: firewall::Desired,
     /// Peers and pods that the state lists and that cannot be had, each with the reason.
     pub left_out: Vec<String>,
+}
+
+/// Who lives behind a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    /// The pod's MAC address.
+    pub mac: Mac,
+    /// The pod's address.
+    pub address: IpAddr,
+}
+
+impl Resident {
+    /// Who lives behind a pod's port.
+    #[must_use]
+    pub const fn of(pod: &PodPort) -> Self {
+        Self { mac: Mac(pod.mac), address: pod.address }
+    }
 }
 
 /// A link of ours. What is not listed is fixed (see [`super::messages`]).
@@ -160,7 +181,7 @@ pub fn desired(state: &NodeState) -> Result<Desired, NetError> {
     let mut ports = BTreeMap::new();
     for pod in &state.pods {
         neighbours.insert((BRIDGE, pod.address), Mac(pod.mac));
-        ports.insert(pod.host_interface.clone(), Mac(pod.mac));
+        ports.insert(pod.host_interface.clone(), Resident::of(pod));
     }
     let sysctls = sysctl::wanted(links.keys().copied());
     let routes = routes(state);
@@ -236,12 +257,16 @@ fn routes(state: &NodeState) -> BTreeMap<RouteKey, Route> {
             routes.insert(key(range), Route::Direct { link, source: Some(source), mtu: None });
         }
     }
-    for guest in state.pods.iter().filter(|pod| is_guest(state.universe, pod)) {
-        let route = Route::Direct { link: BRIDGE.to_owned(), source: state.address, mtu: None };
-        routes.insert(key(Cidr::host(guest.address)), route);
+    for pod in &state.pods {
+        routes.insert(key(Cidr::host(pod.address)), to_pod(&pod.host_interface, state.address));
     }
     routes.insert(RouteKey { destination: state.universe, metric: UNREACHABLE_METRIC }, Route::Unreachable);
     routes
+}
+
+/// The route to the pod behind a port. `source` is the node's own address.
+pub(super) fn to_pod(port: &str, source: Option<IpAddr>) -> Route {
+    Route::Direct { link: port.to_owned(), source, mtu: None }
 }
 
 /// A path's MTU, if it says more than the devices do.

@@ -22,7 +22,7 @@ use rtnetlink::{
 use weave_proto::Cidr;
 
 use super::desired::{Link, LinkKind, Route, RouteKey};
-use super::names::{BRIDGE, Mac, ROUTE_PROTOCOL, VXLAN_ID, VXLAN_PORT};
+use super::names::{BRIDGE, Mac, PORT_GROUP, ROUTE_PROTOCOL, VXLAN_ID, VXLAN_PORT};
 use super::plan::{LinkChange, Step};
 
 /// Flags of a request that makes a new object and fails if there is one.
@@ -62,8 +62,12 @@ pub(super) fn messages(step: &Step, indices: &Indices, ipv6: bool) -> Result<Vec
         Step::ReplaceRoute { key, route, .. } => {
             vec![encode(RouteNetlinkMessage::NewRoute(route_message(*key, route, &index)?), REPLACE)]
         }
-        Step::DeleteRoute { key, .. } => {
-            let message = route_builder(*key).kind(RouteType::Unspec).scope(RouteScope::NoWhere).build();
+        Step::DeleteRoute { key, route } => {
+            let mut message = route_builder(*key).kind(RouteType::Unspec).scope(RouteScope::NoWhere).build();
+            // No other of the same destination: a pod's address may be another pod's by now.
+            if let Some(link) = route.link() {
+                message.attributes.push(RouteAttribute::Oif(index(link)?));
+            }
             vec![encode(RouteNetlinkMessage::DelRoute(message), 0)]
         }
         Step::PutNeighbour { link, address, mac } => {
@@ -146,11 +150,10 @@ pub(super) fn route_to(address: IpAddr) -> Vec<u8> {
     serialize(RouteNetlinkMessage::GetRoute(message), NLM_F_REQUEST)
 }
 
-/// The request for the neighbours on a link.
-pub(super) fn list_neighbours(index: u32) -> Vec<u8> {
+/// The request for all neighbours: a pod's is on its own port, and asking port by port would take as many requests.
+pub(super) fn list_neighbours() -> Vec<u8> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
-    message.attributes.push(NeighbourAttribute::IfIndex(index));
     encode_list(RouteNetlinkMessage::GetNeighbour(message))
 }
 
@@ -255,10 +258,11 @@ fn adjust_link(index: u32, change: &LinkChange) -> Vec<u8> {
     encode(RouteNetlinkMessage::NewLink(message), 0)
 }
 
-/// Makes a veth a port of the bridge, up, without IPv6 of its own: a port has no addresses, and the router
+/// Makes a veth a port of the bridge, up, in the ports' group, without IPv6 of its own: a port has no addresses, and the router
 /// solicitations and duplicate address detection that the kernel would send from it only wake the pod.
 fn enslave(port: u32, bridge: u32, ipv6: bool) -> Vec<u8> {
     let mut message = LinkUnspec::new_with_index(port).controller(bridge).up().build();
+    message.attributes.push(LinkAttribute::Group(PORT_GROUP));
     if ipv6 {
         let silent = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![silent])]));

@@ -15,12 +15,14 @@ pub const TUN: &str = "weave-tun";
 /// How the host's end of every pod's veth pair begins.
 pub const PORT_PREFIX: &str = "vethwe";
 
-/// The device group of the bridge, and the next number, of the VXLAN devices: so that the firewall's rules can tell a
-/// packet's device by comparing one number, where a name costs a copy, a hash and a comparison of strings a packet.
-/// Even, so that one mask finds both.
+/// The device group of the bridge, and the next numbers, of the VXLAN devices and the pods' ports: so that the firewall's
+/// rules can tell a packet's device by comparing one number, where a name costs a copy, a hash and a comparison of
+/// strings a packet. A multiple of four, so that one mask finds all of them.
 pub const BRIDGE_GROUP: u32 = 6784;
 /// The device group of the VXLAN devices.
 pub const TUNNEL_GROUP: u32 = BRIDGE_GROUP + 1;
+/// The device group of the pods' ports.
+pub const PORT_GROUP: u32 = BRIDGE_GROUP + 2;
 
 /// UDP port of VXLAN, the one that Weave Net has always used.
 pub const VXLAN_PORT: u16 = 6784;

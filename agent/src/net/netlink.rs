@@ -9,7 +9,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rustix::io::Errno;
 use weave_proto::local::cni::PodPort;
 
-use super::desired::Desired;
+use super::desired::{Desired, Resident};
 use super::messages::{self, Indices};
 use super::names::{Mac, VXLAN_PORT};
 use super::observe::{self, Observed};
@@ -252,7 +252,7 @@ impl Kernel {
                 Ok(index) => self.indices.insert(port.clone(), index),
                 Err(_) => self.indices.remove(port),
             };
-            for step in plan::detach_port(port, pod.address, Mac(pod.mac)) {
+            for step in plan::detach_port(port, Resident::of(pod)) {
                 if let Ok(messages) = self.messages(&step) {
                     let answers = self.route.requests(&messages).map_err(|error| failed(&step, error))?;
                     answers.into_iter().try_for_each(|answer| judged(&step, answer))?;
@@ -278,14 +278,19 @@ impl Kernel {
         }
     }
 
-    /// Puts the ports of pods in force: bridge port, flags, forwarding entry, neighbour; as few system calls as
-    /// there can be. One result a pod.
-    pub(super) fn open_ports(&mut self, pods: &[PodPort]) -> Vec<Result<(), NetError>> {
+    /// Puts the ports of pods in force: bridge port, flags, forwarding entry, neighbours, route; as few system calls
+    /// as there can be. One result a pod.
+    /// `source` is the node's own address.
+    pub(super) fn open_ports(
+        &mut self,
+        pods: &[PodPort],
+        source: Option<IpAddr>,
+    ) -> Vec<Result<(), NetError>> {
         let mut requests = Vec::new();
         let mut owners: Vec<(usize, Step)> = Vec::new();
         let mut results: BTreeMap<usize, NetError> = BTreeMap::new();
         for (number, pod) in pods.iter().enumerate() {
-            let steps = plan::attach_port(&pod.host_interface, pod.address, Mac(pod.mac));
+            let steps = plan::attach_port(&pod.host_interface, Resident::of(pod), source);
             if let Err(error) = self.requests_of(&steps, number, &mut requests, &mut owners) {
                 results.insert(number, error);
             }

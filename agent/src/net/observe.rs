@@ -23,7 +23,7 @@ use weave_proto::Cidr;
 
 use super::desired::{Desired, Route, RouteKey};
 use super::messages::{self, Indices};
-use super::names::{BRIDGE, Mac, ROUTE_PROTOCOL, TUN, VXLAN, VXLAN_ID, VXLAN_PORT, VXLAN6};
+use super::names::{BRIDGE, Mac, PORT_PREFIX, ROUTE_PROTOCOL, TUN, VXLAN, VXLAN_ID, VXLAN_PORT, VXLAN6};
 use super::sysctl::Sysctls;
 use super::transport::HEADER;
 use super::{NetError, Netlink, Reply};
@@ -40,6 +40,8 @@ pub struct Observed {
     pub routes: BTreeMap<RouteKey, Route>,
     /// Neighbours on links of ours; the MAC address only of permanent ones.
     pub neighbours: BTreeMap<(&'static str, IpAddr), Option<Mac>>,
+    /// Permanent neighbours on pods' ports: port, address and MAC.
+    pub residents: BTreeSet<(String, IpAddr, Mac)>,
     /// Forwarding entries of tunnel devices of ours.
     pub tunnels: BTreeMap<(&'static str, Mac), IpAddr>,
     /// Static forwarding entries of the bridge: port and MAC.
@@ -149,15 +151,15 @@ pub(super) fn observe(
                 observed.addresses.extend(address(name, link.index, &message));
             }
         }
-        for reply in dump(route, "neighbours", &messages::list_neighbours(link.index))? {
-            if let RouteNetlinkMessage::NewNeighbour(message) = reply {
-                observed.neighbours.extend(neighbour(name, link.index, &message));
-            }
-        }
         if name == BRIDGE {
             observed.port_macs = port_macs(route, link.index, &names)?;
         } else if matches!(link.shape, Shape::Vxlan { .. }) {
             observed.tunnels.extend(tunnels(route, name, link.index)?);
+        }
+    }
+    for reply in dump(route, "neighbours", &messages::list_neighbours())? {
+        if let RouteNetlinkMessage::NewNeighbour(message) = reply {
+            neighbour(&message, &names, &mut observed);
         }
     }
     for reply in dump(route, "routes", &messages::list_routes(true))? {
@@ -334,17 +336,16 @@ fn address(link: &'static str, index: u32, message: &AddressMessage) -> Option<O
     Some(ObservedAddress { link, address, prefix: message.header.prefix_len, no_prefix_route })
 }
 
-fn neighbour(
-    link: &'static str,
-    index: u32,
-    message: &NeighbourMessage,
-) -> Option<((&'static str, IpAddr), Option<Mac>)> {
-    if message.header.ifindex != index {
-        return None;
+/// Takes note of a neighbour if it is on a link of ours.
+fn neighbour(message: &NeighbourMessage, names: &BTreeMap<u32, String>, observed: &mut Observed) {
+    let (Some(address), mac) = neighbour_facts(message) else { return };
+    let Some(link) = names.get(&message.header.ifindex) else { return };
+    let mac = mac.filter(|_| message.header.state == NeighbourState::Permanent);
+    if let Some(name) = [BRIDGE, VXLAN, VXLAN6, TUN].into_iter().find(|name| name == link) {
+        observed.neighbours.insert((name, address), mac);
+    } else if link.starts_with(PORT_PREFIX) {
+        observed.residents.extend(mac.map(|mac| (link.clone(), address, mac)));
     }
-    let (address, mac) = neighbour_facts(message);
-    let permanent = message.header.state == NeighbourState::Permanent;
-    Some(((link, address?), mac.filter(|_| permanent)))
 }
 
 fn neighbour_facts(message: &NeighbourMessage) -> (Option<IpAddr>, Option<Mac>) {

@@ -385,6 +385,7 @@ impl Owner {
 
     /// The short way, and if that fails because something of ours is missing, the long way and once more.
     fn put_in_force(&mut self, pods: &[PodPort]) -> Vec<Result<(), NetError>> {
+        let source = self.state.as_ref().and_then(|state| state.address);
         let mut admitted = self.kernel.admit(pods);
         if admitted.is_err() || self.kernel.index(BRIDGE).is_none() {
             self.reconcile();
@@ -392,12 +393,19 @@ impl Owner {
         }
         match admitted {
             Ok(()) => {
-                let results = self.kernel.open_ports(pods);
+                let results = self.kernel.open_ports(pods, source);
                 if results.iter().all(Result::is_ok) {
                     return results;
                 }
                 self.reconcile();
-                self.kernel.open_ports(pods)
+                let mut results = self.kernel.open_ports(pods, source);
+                for (pod, result) in pods.iter().zip(&mut results).filter(|(_, result)| result.is_err()) {
+                    // A route that the long way has made is refused the second time.
+                    if self.check(pod).is_ok() {
+                        *result = Ok(());
+                    }
+                }
+                results
             }
             Err(error) => {
                 let text = error.to_string();

@@ -6,7 +6,7 @@
 //! 2. The firewall: guard before ports, admission of peers before routes to them.
 //! 3. Links, their settings and addresses.
 //! 4. Neighbours and forwarding entries, then the routes that need them: a route's first packet finds its way.
-//! 5. Ports of pods.
+//! 5. Ports of pods, each with the route to it.
 //! 6. Removals, the last of them what the firewall no longer admits. A range that moves from one owner to another
 //!    is replaced in one step, and a range that is cut up gets its parts before the whole goes: at no moment is
 //!    there no route for an address that had and will have one.
@@ -17,8 +17,8 @@ use std::net::IpAddr;
 use weave_proto::Cidr;
 use weave_proto::local::cni::PodPort;
 
-use super::desired::{Desired, Link, LinkKind, Route, RouteKey};
-use super::names::{BRIDGE, Mac, PORT_PREFIX, TUN, VXLAN, VXLAN6};
+use super::desired::{Desired, Link, LinkKind, Resident, Route, RouteKey, to_pod};
+use super::names::{BRIDGE, Mac, PORT_GROUP, PORT_PREFIX, TUN, VXLAN, VXLAN6};
 use super::observe::{Observed, ObservedLink, Shape};
 use crate::firewall;
 
@@ -47,7 +47,7 @@ pub enum Step {
     /// Remove a route of ours.
     DeleteRoute { key: RouteKey, route: Route },
     /// Write a permanent neighbour.
-    PutNeighbour { link: &'static str, address: IpAddr, mac: Mac },
+    PutNeighbour { link: String, address: IpAddr, mac: Mac },
     /// Remove a neighbour.
     DeleteNeighbour { link: &'static str, address: IpAddr },
     /// Tell a tunnel device where a MAC address is.
@@ -72,10 +72,10 @@ impl Step {
             Self::CreateLink { name, .. } | Self::AdjustLink { name, .. } => Some(name),
             Self::AddAddress { link, .. }
             | Self::DeleteAddress { link, .. }
-            | Self::PutNeighbour { link, .. }
             | Self::DeleteNeighbour { link, .. }
             | Self::PutTunnel { link, .. }
             | Self::DeleteTunnel { link, .. } => Some(link),
+            Self::PutNeighbour { link, .. } => Some(link),
             Self::AddRoute { route, .. } | Self::ReplaceRoute { route, .. } => match route {
                 Route::Direct { link, .. } | Route::Via { link, .. } => Some(link),
                 Route::Unreachable | Route::Other(_) => None,
@@ -136,23 +136,34 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     planner.plan
 }
 
-/// The steps that put one pod's port in force on a node whose state is otherwise applied.
+/// The steps that put one pod's port in force on a node whose state is otherwise applied. `source` is the node's own
+/// address.
 #[must_use]
-pub fn attach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 4] {
+pub fn attach_port(port: &str, resident: Resident, source: Option<IpAddr>) -> [Step; 6] {
+    let Resident { mac, address } = resident;
     let name = || port.to_owned();
+    let key = RouteKey { destination: Cidr::host(address), metric: 0 };
     [
         Step::EnslavePort { port: name() },
         Step::SetPortFlags { port: name() },
         Step::PutPortMac { port: name(), mac },
-        Step::PutNeighbour { link: BRIDGE, address, mac },
+        Step::PutNeighbour { link: BRIDGE.to_owned(), address, mac },
+        Step::PutNeighbour { link: name(), address, mac },
+        Step::AddRoute { key, route: to_pod(port, source) },
     ]
 }
 
 /// The steps that take back what is left of a pod's port besides the guard's admission. The interface itself may be
-/// gone, and with it the bridge's entry.
+/// gone, and with it the bridge's entry and the pod's route.
 #[must_use]
-pub fn detach_port(port: &str, address: IpAddr, mac: Mac) -> [Step; 2] {
-    [Step::DeleteNeighbour { link: BRIDGE, address }, Step::DeletePortMac { port: port.to_owned(), mac }]
+pub fn detach_port(port: &str, resident: Resident) -> [Step; 3] {
+    let Resident { mac, address } = resident;
+    let key = RouteKey { destination: Cidr::host(address), metric: 0 };
+    [
+        Step::DeleteRoute { key, route: to_pod(port, None) },
+        Step::DeleteNeighbour { link: BRIDGE, address },
+        Step::DeletePortMac { port: port.to_owned(), mac },
+    ]
 }
 
 /// Of the steps of a plan, those without which the pod's port is not in force.
@@ -170,7 +181,7 @@ pub fn concerning<'a>(steps: &'a [Step], pod: &PodPort) -> Vec<&'a Step> {
         Step::EnslavePort { port } | Step::SetPortFlags { port } | Step::PutPortMac { port, .. } => {
             *port == pod.host_interface
         }
-        Step::PutNeighbour { link: BRIDGE, address, .. } => *address == pod.address,
+        Step::PutNeighbour { address, .. } => *address == pod.address,
         Step::AddRoute { key, .. } | Step::ReplaceRoute { key, .. } => {
             key.destination == Cidr::host(pod.address)
         }
@@ -276,7 +287,7 @@ impl Planner<'_> {
             let there =
                 self.stands(link) && self.observed.neighbours.get(&(link, address)) == Some(&Some(mac));
             if !there && self.usable(link) {
-                self.push(Step::PutNeighbour { link, address, mac });
+                self.push(Step::PutNeighbour { link: link.to_owned(), address, mac });
             }
         }
     }
@@ -292,7 +303,9 @@ impl Planner<'_> {
 
     fn routes(&mut self) {
         for (&key, route) in self.desired.routes.iter().filter(|(_, route)| **route != Route::Unreachable) {
-            if route.link().is_none_or(|link| self.usable(link)) {
+            // The routes to pods come with their ports.
+            let to_port = route.link().is_some_and(|link| self.desired.ports.contains_key(link));
+            if !to_port && route.link().is_none_or(|link| self.usable(link)) {
                 self.put_route(key, route);
             }
         }
@@ -316,11 +329,12 @@ impl Planner<'_> {
         if !self.usable(BRIDGE) {
             return;
         }
-        for (port, &mac) in &self.desired.ports {
+        for (port, &resident) in &self.desired.ports {
+            let Resident { mac, address } = resident;
             // The interface of a pod that is being made or removed is not there yet, or no longer.
             let Some(found) = self.observed.links.get(port) else { continue };
             let enslaved = found.up && found.master.is_some() && found.master == bridge;
-            if !enslaved {
+            if !enslaved || found.group != PORT_GROUP {
                 self.push(Step::EnslavePort { port: port.clone() });
             }
             if !enslaved || !found.port_fits {
@@ -328,6 +342,13 @@ impl Planner<'_> {
             }
             if !enslaved || !self.observed.port_macs.contains(&(port.clone(), mac)) {
                 self.push(Step::PutPortMac { port: port.clone(), mac });
+            }
+            if !self.observed.residents.contains(&(port.clone(), address, mac)) {
+                self.push(Step::PutNeighbour { link: port.clone(), address, mac });
+            }
+            let key = RouteKey { destination: Cidr::host(address), metric: 0 };
+            if let Some(route) = self.desired.routes.get(&key) {
+                self.put_route(key, route);
             }
         }
     }
@@ -352,7 +373,7 @@ impl Planner<'_> {
         }
         for (port, mac) in &self.observed.port_macs {
             let ours = port.starts_with(PORT_PREFIX) && self.stands(BRIDGE);
-            if ours && self.desired.ports.get(port) != Some(mac) {
+            if ours && self.desired.ports.get(port).map(|resident| resident.mac) != Some(*mac) {
                 self.push(Step::DeletePortMac { port: port.clone(), mac: *mac });
             }
         }

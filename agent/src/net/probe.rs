@@ -84,13 +84,13 @@ fn send_and_watch(kernel: &mut Kernel, pod: &PodPort, source: Ipv4Addr) -> Resul
     firewall::program::apply(&table())?;
     kernel.create_veth(PORT, END)?;
     kernel.admit(std::slice::from_ref(pod))?;
-    kernel.open_ports(std::slice::from_ref(pod)).into_iter().collect::<Result<Vec<()>, _>>()?;
+    kernel.open_ports(std::slice::from_ref(pod), None).into_iter().collect::<Result<Vec<()>, _>>()?;
     let destination = IpAddr::V4(DESTINATION);
     let key = RouteKey { destination: Cidr::host(destination), metric: 0 };
     let steps = [
         Step::AdjustLink { name: END, change: LinkChange { mac: Some(MAC), ..LinkChange::default() } },
         Step::AddRoute { key, route: Route::Direct { link: END.to_owned(), source: None, mtu: None } },
-        Step::PutNeighbour { link: END, address: destination, mac: gateway },
+        Step::PutNeighbour { link: END.to_owned(), address: destination, mac: gateway },
     ];
     if let Some(error) = kernel.execute(&steps).pop() {
         return Err(error);

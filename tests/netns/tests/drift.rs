@@ -68,7 +68,9 @@ impl Pair {
     /// The overlay's routes of the first node, as `ip route` prints them.
     fn routes(&self) -> Result<Vec<String>> {
         let shown = self.node()?.ip("route show")?;
-        let ours = |line: &&str| line.contains("dev weave") || line.starts_with("unreachable");
+        let ours = |line: &&str| {
+            line.contains("dev weave") || line.contains("dev vethwe") || line.starts_with("unreachable")
+        };
         let routes: Vec<_> = shown.lines().filter(ours).map(|line| line.trim().to_owned()).collect();
         ensure!(!routes.is_empty(), "no routes of ours in:\n{shown}");
         Ok(routes)

@@ -57,20 +57,23 @@ fn a_state_is_turned_into_every_object_that_it_needs() {
         [
             "10.32.0.0/12 metric 4278198272 unreachable",
             "10.33.0.0/16 dev weave src 10.33.0.1",
+            "10.33.0.2/32 dev vethweone src 10.33.0.1",
             "10.34.0.0/16 via 10.34.0.1 dev weave-vx src 10.33.0.1",
         ]
     );
     assert_eq!(desired.neighbours[&(VXLAN, ip("10.34.0.1"))], Mac(name(2).mac()));
     assert_eq!(desired.neighbours[&(BRIDGE, ip("10.33.0.2"))], Mac([2, 0, 0, 0, 0, 9]));
     assert_eq!(desired.tunnels[&(VXLAN, Mac(name(2).mac()))], ip("192.168.0.2"));
-    assert_eq!(desired.ports["vethweone"], Mac([2, 0, 0, 0, 0, 9]));
+    let resident = Resident { mac: Mac([2, 0, 0, 0, 0, 9]), address: ip("10.33.0.2") };
+    assert_eq!(desired.ports["vethweone"], resident);
     assert!(desired.left_out.is_empty());
 }
 
 #[test]
-fn without_an_own_address_only_the_unreachable_route_is_wanted() {
+fn without_an_own_address_only_the_unreachable_route_and_those_to_pods_are_wanted() {
     let desired = desired(&NodeState { address: None, ..state() }).unwrap();
-    assert_eq!(desired.routes.len(), 1);
+    let routes: Vec<String> = desired.routes.iter().map(|(key, route)| format!("{key} {route}")).collect();
+    assert_eq!(routes, ["10.32.0.0/12 metric 4278198272 unreachable", "10.33.0.2/32 dev vethweone"]);
     assert!(desired.addresses.is_empty());
 }
 
@@ -85,7 +88,7 @@ fn a_pod_with_another_plugin_s_address_is_routed_guarded_and_masqueraded() {
     let desired = desired(&state).unwrap();
     assert!(desired.left_out.is_empty(), "{:?}", desired.left_out);
     let key = RouteKey { destination: cidr("10.22.0.2/32"), metric: 0 };
-    assert_eq!(desired.routes[&key].to_string(), "dev weave src 10.33.0.1");
+    assert_eq!(desired.routes[&key].to_string(), "dev vethweguest src 10.33.0.1");
     assert!(desired.neighbours.contains_key(&(BRIDGE, ip("10.22.0.2"))));
     assert_eq!(desired.firewall.sets[&firewall::Set::Guests].len(), 1, "our own pods are none");
     assert_eq!(desired.firewall.sets[&firewall::Set::Pods].len(), 2);

@@ -95,16 +95,18 @@ fn satisfied(desired: &Desired) -> Observed {
         observed.links.insert((*name).to_owned(), found);
     }
     let bridge = observed.links[BRIDGE].index;
-    for (index, (port, &mac)) in (20..).zip(&desired.ports) {
+    for (index, (port, &Resident { mac, address })) in (20..).zip(&desired.ports) {
         let found = ObservedLink {
             index,
             up: true,
             master: Some(bridge),
+            group: PORT_GROUP,
             port_fits: true,
             ..ObservedLink::default()
         };
         observed.links.insert(port.clone(), found);
         observed.port_macs.insert((port.clone(), mac));
+        observed.residents.insert((port.clone(), address, mac));
     }
     observed
 }
@@ -139,6 +141,8 @@ fn on_an_empty_kernel_containment_comes_first_the_guard_before_ports_and_neighbo
         "make vethweone a port of weave",
         "set the port flags of vethweone",
         "bind 02:00:00:00:00:09 to port vethweone",
+        "set neighbour 10.33.0.2 to 02:00:00:00:00:09 on vethweone",
+        "add route 10.33.0.2/32 dev vethweone src 10.33.0.1",
     ];
     assert!(order.windows(2).all(|pair| position(pair[0]) < position(pair[1])), "{steps:#?}");
     assert_eq!(position(order[0]), 0);
@@ -148,7 +152,7 @@ fn on_an_empty_kernel_containment_comes_first_the_guard_before_ports_and_neighbo
 fn each_missing_or_changed_object_is_put_back_alone() {
     let desired = wanted();
     type Damage = fn(&mut Observed);
-    let damage: [(Damage, &str); 12] = [
+    let damage: [(Damage, &str); 15] = [
         (|kernel| drop(kernel.routes.remove(&key("10.34.0.0/16"))), "add route 10.34.0.0/16 via"),
         (
             |kernel| drop(kernel.routes.insert(key("10.34.0.0/16"), Route::Other("x".to_owned()))),
@@ -172,6 +176,12 @@ fn each_missing_or_changed_object_is_put_back_alone() {
         (
             |kernel| kernel.links.get_mut("vethweone").unwrap().port_fits = false,
             "set the port flags of vethweone",
+        ),
+        (|kernel| kernel.links.get_mut("vethweone").unwrap().group = 0, "make vethweone a port of weave"),
+        (|kernel| kernel.residents.clear(), "set neighbour 10.33.0.2 to 02:00:00:00:00:09 on vethweone"),
+        (
+            |kernel| drop(kernel.routes.remove(&key("10.33.0.2/32"))),
+            "add route 10.33.0.2/32 dev vethweone src 10.33.0.1",
         ),
         (|kernel| kernel.port_macs.clear(), "bind 02:00:00:00:00:09 to port vethweone"),
         (

@@ -42,7 +42,7 @@ fn where_docker_drops_what_is_forwarded_the_universe_is_accepted_and_reset_takes
             host_with_two_pods(|host| drop(host.run(&format!("{iptables} -P FORWARD DROP"))), state(1));
         assert!(one.ping("10.33.0.3"), "{iptables}: {:?}", node.health());
         let rules = host.run(&format!("{iptables} -S FORWARD"));
-        assert_eq!(rules.matches("weave-forward-accept").count(), 2, "{rules}");
+        assert_eq!(rules.matches("weave-forward-accept").count(), 3, "{rules}");
         assert_eq!(node.health().foreign_firewall, None);
         // What the probe made is gone.
         assert!(!host.run("ip link show").contains("probe"));

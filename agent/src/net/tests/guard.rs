@@ -167,6 +167,8 @@ fn a_check_names_what_is_missing_of_a_port() {
     check().unwrap();
     for (damage, word) in [
         ("ip neigh del 10.33.0.2 dev weave", "set neighbour 10.33.0.2"),
+        ("ip neigh del 10.33.0.2 dev vethweone", "on vethweone"),
+        ("ip route del 10.33.0.2", "add route 10.33.0.2/32 dev vethweone"),
         ("bridge fdb del 5e:00:0a:21:00:02 dev vethweone master", "bind 5e:00:0a:21:00:02"),
         ("bridge link set dev vethweone hairpin off", "port flags"),
         ("ip link set vethweone nomaster", "a port of weave"),
@@ -185,6 +187,23 @@ fn a_check_names_what_is_missing_of_a_port() {
     }
     let other = block_on(two.node.check(port("vethwenone", "10.33.0.9"))).unwrap_err().to_string();
     assert!(other.contains("does not exist"), "{other}");
+}
+
+#[test]
+fn what_is_for_a_pod_goes_to_its_port_and_through_the_bridge_where_the_route_is_missing() {
+    let Some(_lab) = lab() else { return };
+    let Two { host, node, attacker, victim: _victim } = two();
+    let passed = || -> u64 {
+        let shown = host.run("cat /sys/class/net/weave/statistics/tx_packets");
+        shown.trim().parse().unwrap()
+    };
+    let before = passed();
+    assert!(attacker.ping("10.33.0.3"));
+    assert_eq!(passed(), before, "the bridge carries nothing to a pod");
+    drop(node);
+    host.run("ip route del 10.33.0.3");
+    assert!(attacker.ping("10.33.0.3"), "nobody is there to put the route back");
+    assert!(passed() > before);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::lab::*;
 const SOON: Duration = Duration::from_secs(4);
 
 /// Everything that somebody could do to what is ours.
-const DAMAGE: [&str; 42] = [
+const DAMAGE: [&str; 46] = [
     "ip route del unreachable 10.32.0.0/12 metric 4278198272",
     "ip route del 10.34.0.0/16",
     "ip route del 10.33.0.0/16",
@@ -15,6 +15,10 @@ const DAMAGE: [&str; 42] = [
     "ip neigh del 10.34.0.1 dev weave-vx",
     "ip neigh replace 10.34.0.1 lladdr 02:00:00:00:00:99 nud permanent dev weave-vx",
     "ip neigh del 10.33.0.2 dev weave",
+    "ip neigh del 10.33.0.2 dev vethweone",
+    "ip route del 10.33.0.2",
+    "ip route replace 10.33.0.2 dev weave proto 87",
+    "ip link set vethweone group 0",
     "bridge fdb del 7a:00:00:00:00:02 dev weave-vx",
     "bridge fdb replace 7a:00:00:00:00:02 dst 192.168.77.99 dev weave-vx",
     "bridge fdb del 5e:00:0a:21:00:02 dev vethweone master",
