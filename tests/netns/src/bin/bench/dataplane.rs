@@ -29,8 +29,8 @@ const SHARE: f64 = 0.95;
 pub(crate) const UNIVERSE: &str = "10.32.0.0/12";
 
 /// What is measured on a path. The order is that of the rows.
-#[derive(Debug, Clone, Copy)]
-enum Measurement {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measurement {
     Tcp1,
     Tcp4,
     Udp,
@@ -40,8 +40,19 @@ enum Measurement {
 }
 
 impl Measurement {
-    const ALL: [Self; 6] =
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] =
         [Self::Tcp1, Self::Tcp4, Self::Udp, Self::RoundTrip, Self::RoundTripLoaded, Self::Tcp1NoOffload];
+
+    /// Those that a part of this part of the bench consists of.
+    pub(crate) fn named(name: &str) -> Option<&'static [Self]> {
+        match name {
+            "streams" => Some(&[Self::Tcp1, Self::Tcp4, Self::Tcp1NoOffload]),
+            "floods" => Some(&[Self::Udp]),
+            "trips" => Some(&[Self::RoundTrip, Self::RoundTripLoaded]),
+            _ => None,
+        }
+    }
 
     /// The rows it yields: name, unit and goal.
     fn rows(self) -> Vec<(&'static str, &'static str, Goal)> {
@@ -143,13 +154,13 @@ impl Ours {
 }
 
 /// Ours against the hand-made network; and the underlay beside them, for orientation.
-pub(crate) fn ours(settings: &Settings, rounds: usize) -> Result<Vec<Row>> {
+pub(crate) fn ours(settings: &Settings, rounds: usize, ways: &[Measurement]) -> Result<Vec<Row>> {
     let lab = Lab::new(settings)?;
     let (hand_made, ours) = (HandMade::set_up(&lab)?, Ours::set_up(&lab)?);
     let nodes: Vec<_> = hand_made.nodes.iter().chain(&ours.nodes).map(Arc::as_ref).collect();
     let paths = [ours.path(), hand_made.path(), hand_made.underlay()];
     let mut rows = Vec::new();
-    for measurement in Measurement::ALL {
+    for &measurement in ways {
         let samples = take_turns(measurement, &paths, &nodes, rounds)?;
         for ((name, unit, goal), values) in measurement.rows().into_iter().zip(samples) {
             let [ours, hand_made, underlay] = values.as_slice() else { continue };

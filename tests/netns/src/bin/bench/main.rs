@@ -18,10 +18,11 @@ mod tunnels;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use weave_netns::lab::told;
 use weave_netns::settings::Settings;
 
+use dataplane::Measurement;
 use rows::Row;
 use tunnels::Group;
 
@@ -38,8 +39,8 @@ struct Plan {
 enum Part {
     /// What the machine can do: the hand-made network against the underlay. Needs no agent.
     HandMade,
-    /// Ours against the hand-made network.
-    DataPlane,
+    /// Ours against the hand-made network, in these ways.
+    DataPlane(&'static [Measurement]),
     /// ADD and DEL against the reference plugins.
     Attachment,
     /// The agent at rest against its budgets.
@@ -52,7 +53,8 @@ const HELP: &str = "\
 usage: bench [--rounds N] [--output FILE] [PART…]
 
 parts: handmade   the hand-made network against the underlay (needs no agent; not among the defaults)
-       dataplane  TCP, UDP and round trips of ours against the hand-made network
+       dataplane  TCP, UDP and round trips of ours against the hand-made network; a part of it is
+                  dataplane:streams, dataplane:floods or dataplane:trips
        cni        ADD and DEL against Debian's bridge and host-local plugins
        tunnels    sleeve, quic and relay against fastdp, boringtun and wireguard-go; a part of it is
                   tunnels:streams, tunnels:floods, tunnels:trips or tunnels:calls
@@ -79,7 +81,7 @@ fn run() -> Result<()> {
     for part in &plan.parts {
         let measured = match part {
             Part::HandMade => dataplane::hand_made(&settings, plan.rounds),
-            Part::DataPlane => dataplane::ours(&settings, plan.rounds),
+            Part::DataPlane(ways) => dataplane::ours(&settings, plan.rounds, ways),
             Part::Attachment => attachment::measure(&settings, plan.rounds),
             Part::Rest => rest::measure(&settings, plan.rounds),
             Part::Tunnels(groups) => tunnels::measure(&settings, plan.rounds, groups),
@@ -103,19 +105,27 @@ fn plan(mut arguments: impl Iterator<Item = String>) -> Result<Plan> {
             }
             "--output" => plan.output = arguments.next().context("--output needs a file")?.into(),
             "handmade" => plan.parts.push(Part::HandMade),
-            "dataplane" => plan.parts.push(Part::DataPlane),
+            "dataplane" => plan.parts.push(Part::DataPlane(&Measurement::ALL)),
             "cni" => plan.parts.push(Part::Attachment),
             "rest" => plan.parts.push(Part::Rest),
             "tunnels" => plan.parts.push(Part::Tunnels(Group::ALL.to_vec())),
-            other => match other.strip_prefix("tunnels:").and_then(Group::named) {
-                Some(group) => plan.parts.push(Part::Tunnels(vec![group])),
-                None => bail!("what is {other:?}?\n{HELP}"),
-            },
+            other => {
+                plan.parts.push(part_of_part(other).with_context(|| format!("what is {other:?}?\n{HELP}"))?)
+            }
         }
     }
     if plan.parts.is_empty() {
         let tunnels = Part::Tunnels(Group::ALL.to_vec());
-        plan.parts = vec![Part::DataPlane, tunnels, Part::Attachment, Part::Rest];
+        plan.parts = vec![Part::DataPlane(&Measurement::ALL), tunnels, Part::Attachment, Part::Rest];
     }
     Ok(plan)
+}
+
+/// The part that `PART:ROWS` names.
+fn part_of_part(argument: &str) -> Option<Part> {
+    match argument.split_once(':')? {
+        ("dataplane", rows) => Measurement::named(rows).map(Part::DataPlane),
+        ("tunnels", rows) => Group::named(rows).map(|group| Part::Tunnels(vec![group])),
+        _ => None,
+    }
 }
