@@ -60,7 +60,7 @@ pub struct Desired {
     /// The pods' ports, by name: who lives behind each.
     pub ports: BTreeMap<String, Resident>,
     /// Kernel settings, by their path under `/proc/sys`.
-    pub sysctls: BTreeMap<String, String>,
+    pub sysctls: BTreeMap<String, sysctl::Wanted>,
     /// The nftables tables.
     pub firewall: firewall::Desired,
     /// Peers and pods that the state lists and that cannot be had, each with the reason.

@@ -24,7 +24,7 @@ use weave_proto::Cidr;
 use super::desired::{Desired, Route, RouteKey};
 use super::messages::{self, Indices};
 use super::names::{BRIDGE, Mac, PORT_PREFIX, ROUTE_PROTOCOL, TUN, VXLAN, VXLAN_ID, VXLAN_PORT, VXLAN6};
-use super::sysctl::Sysctls;
+use super::sysctl::{self, Sysctls};
 use super::transport::HEADER;
 use super::{NetError, Netlink, Reply};
 use crate::firewall;
@@ -167,10 +167,11 @@ pub(super) fn observe(
             observed.routes.extend(our_route(&message, &names));
         }
     }
-    for key in desired.sysctls.keys() {
+    let of_all = sysctl::REVERSE_PATH_OF_ALL;
+    for key in desired.sysctls.keys().map(String::as_str).chain([of_all]) {
         let value =
             sysctls.read(key).map_err(|error| NetError::Observe { what: "kernel settings", error })?;
-        observed.sysctls.extend(value.map(|value| (key.clone(), value)));
+        observed.sysctls.extend(value.map(|value| (key.to_owned(), value)));
     }
     Ok(observed)
 }

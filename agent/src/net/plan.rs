@@ -20,6 +20,7 @@ use weave_proto::local::cni::PodPort;
 use super::desired::{Desired, Link, LinkKind, Resident, Route, RouteKey, to_pod};
 use super::names::{BRIDGE, Mac, PORT_GROUP, PORT_PREFIX, TUN, VXLAN, VXLAN6};
 use super::observe::{Observed, ObservedLink, Shape};
+use super::sysctl;
 use crate::firewall;
 
 /// One change to the kernel.
@@ -256,13 +257,15 @@ impl Planner<'_> {
     }
 
     fn sysctls(&mut self) {
-        for (key, value) in &self.desired.sysctls {
+        let of_all = self.observed.sysctls.get(sysctl::REVERSE_PATH_OF_ALL).map(String::as_str);
+        for (key, wanted) in &self.desired.sysctls {
+            let value = wanted.value(of_all);
             let replaced = self.replaced.iter().any(|link| key.contains(&format!("/{link}/")));
             let found = self.observed.sysctls.get(key);
             // A setting that does not exist (IPv6 compiled out) cannot be wrong, unless its link is yet to be made.
             let absent = found.is_none() && !(replaced && self.observed.can_have(key));
-            if !absent && (replaced || found != Some(value)) {
-                self.push(Step::Sysctl { key: key.clone(), value: value.clone() });
+            if !absent && (replaced || found.is_none_or(|found| found != value)) {
+                self.push(Step::Sysctl { key: key.clone(), value: value.to_owned() });
             }
         }
     }

@@ -11,35 +11,61 @@ use std::path::{Path, PathBuf};
 /// Where the kernel shows its settings, unless the operator says otherwise.
 pub const ROOT: &str = "/proc/sys";
 
+/// The kernel's check of source addresses by the route back, as it is set for all links at once. The larger of this and
+/// a link's own holds: 1 is strict, 2 is loose, 0 does not ask.
+pub const REVERSE_PATH_OF_ALL: &str = "net/ipv4/conf/all/rp_filter";
+
+/// What a setting must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// This.
+    Exactly(&'static str),
+    /// Whatever keeps the check of the route back from being strict on this link. Strict drops what pods send, since the
+    /// route back is by their ports and not by the bridge, and what comes while the two directions use different tunnels.
+    /// It is 0, for each packet's source has been checked more closely by then, by the guard, or against the ranges of the
+    /// peer that sent it; and 2, which wins over strict, where all links are asked for something.
+    NotStrict,
+}
+
+impl Wanted {
+    /// The value, where the check of the route back is set to `of_all` for all links.
+    #[must_use]
+    pub fn value(self, of_all: Option<&str>) -> &'static str {
+        match self {
+            Self::Exactly(value) => value,
+            Self::NotStrict if of_all == Some("0") => "0",
+            Self::NotStrict => "2",
+        }
+    }
+}
+
 /// What each link of ours needs, under `net/ipv4/conf/LINK/`.
-const IPV4_LINK: [(&str, &str); 6] = [
-    // Loose. The effective value is the larger of this and `all`, so 0 would be overridden by distributions that set
-    // `all` to 1, and 1 (strict) drops packets while the two directions use different tunnels.
-    ("rp_filter", "2"),
+const IPV4_LINK: [(&str, Wanted); 6] = [
+    ("rp_filter", Wanted::NotStrict),
     // Written per link because `default` may say otherwise even where `ip_forward` is on.
-    ("forwarding", "1"),
+    ("forwarding", Wanted::Exactly("1")),
     // Pods of one node talk through the bridge address; a redirect would tell them to send to the neighbour
     // directly, which the guard drops. `all` (by default 1) is or-ed in, so the firewall drops redirects as well.
-    ("send_redirects", "0"),
-    ("accept_redirects", "0"),
-    ("proxy_arp", "0"),
+    ("send_redirects", Wanted::Exactly("0")),
+    ("accept_redirects", Wanted::Exactly("0")),
+    ("proxy_arp", Wanted::Exactly("0")),
     // Pods never need to hear of an address that is not the bridge's; a packet to the node's other addresses is
     // routed to the bridge address's MAC without any ARP.
-    ("arp_ignore", "1"),
+    ("arp_ignore", Wanted::Exactly("1")),
 ];
 /// The same under `net/ipv6/conf/LINK/`: the overlay hands out no IPv6 addresses, so the links carry none, and
 /// nobody may announce routers on them.
-const IPV6_LINK: [(&str, &str); 2] = [("accept_ra", "0"), ("disable_ipv6", "1")];
+const IPV6_LINK: [(&str, Wanted); 2] =
+    [("accept_ra", Wanted::Exactly("0")), ("disable_ipv6", Wanted::Exactly("1"))];
 
 /// The settings for these links, by path below the root.
 #[must_use]
-pub fn wanted<'a>(links: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
-    let mut settings = BTreeMap::from([("net/ipv4/ip_forward".to_owned(), "1".to_owned())]);
+pub fn wanted<'a>(links: impl Iterator<Item = &'a str>) -> BTreeMap<String, Wanted> {
+    let mut settings = BTreeMap::from([("net/ipv4/ip_forward".to_owned(), Wanted::Exactly("1"))]);
     for link in links {
         for (family, list) in [("ipv4", &IPV4_LINK[..]), ("ipv6", &IPV6_LINK[..])] {
             settings.extend(
-                list.iter()
-                    .map(|(name, value)| (format!("net/{family}/conf/{link}/{name}"), (*value).to_owned())),
+                list.iter().map(|&(name, value)| (format!("net/{family}/conf/{link}/{name}"), value)),
             );
         }
     }

@@ -5,6 +5,7 @@ use super::*;
 use crate::firewall::{Digest, Seal};
 use crate::net::desired::desired;
 use crate::net::observe::ObservedAddress;
+use crate::net::sysctl::REVERSE_PATH_OF_ALL;
 use crate::net::{HostOptions, NodeState, PeerPath};
 
 fn name(number: u8) -> PeerName {
@@ -63,7 +64,12 @@ fn satisfied(desired: &Desired) -> Observed {
         routes: desired.routes.clone(),
         neighbours: desired.neighbours.iter().map(|(&key, &mac)| (key, Some(mac))).collect(),
         tunnels: desired.tunnels.clone(),
-        sysctls: desired.sysctls.clone(),
+        sysctls: desired
+            .sysctls
+            .iter()
+            .map(|(key, wanted)| (key.clone(), wanted.value(Some("0")).to_owned()))
+            .chain([(REVERSE_PATH_OF_ALL.to_owned(), "0".to_owned())])
+            .collect(),
         ipv6: true,
         firewall: firewall::Observed {
             seal: Some(Seal { text: desired.firewall.text, kernel }),
@@ -152,7 +158,7 @@ fn on_an_empty_kernel_containment_comes_first_the_guard_before_ports_and_neighbo
 fn each_missing_or_changed_object_is_put_back_alone() {
     let desired = wanted();
     type Damage = fn(&mut Observed);
-    let damage: [(Damage, &str); 15] = [
+    let damage: [(Damage, &str); 16] = [
         (|kernel| drop(kernel.routes.remove(&key("10.34.0.0/16"))), "add route 10.34.0.0/16 via"),
         (
             |kernel| drop(kernel.routes.insert(key("10.34.0.0/16"), Route::Other("x".to_owned()))),
@@ -187,6 +193,10 @@ fn each_missing_or_changed_object_is_put_back_alone() {
         (
             |kernel| drop(kernel.sysctls.insert("net/ipv4/ip_forward".to_owned(), "0".to_owned())),
             "set net/ipv4/ip_forward to 1",
+        ),
+        (
+            |kernel| drop(kernel.sysctls.insert("net/ipv4/conf/weave/rp_filter".to_owned(), "1".to_owned())),
+            "set net/ipv4/conf/weave/rp_filter to 0",
         ),
         (
             |kernel| kernel.firewall.kernel = Some(Digest([8; 16])),
@@ -330,6 +340,22 @@ fn a_foreign_link_under_our_name_is_reported_and_what_depends_on_it_is_not_tried
     let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
     assert!(!steps.iter().any(|step| step.contains("weave ") || step.contains("vethweone")), "{steps:#?}");
     assert!(steps.iter().any(|step| step.starts_with("add route 10.34.0.0/16")), "{steps:#?}");
+}
+
+#[test]
+fn the_route_back_is_not_asked_for_unless_all_links_are_strict_and_then_loosely() {
+    let desired = wanted();
+    for (of_all, value) in [("1", "2"), ("2", "2"), ("0", "0")] {
+        let mut observed = satisfied(&desired);
+        observed.sysctls.insert(REVERSE_PATH_OF_ALL.to_owned(), of_all.to_owned());
+        let steps = steps(&desired, &observed);
+        let expected: Vec<String> = ["weave-vx", "weave"]
+            .into_iter()
+            .filter(|_| value != "0")
+            .map(|link| format!("set net/ipv4/conf/{link}/rp_filter to {value}"))
+            .collect();
+        assert_eq!(steps, expected, "all {of_all}");
+    }
 }
 
 #[test]

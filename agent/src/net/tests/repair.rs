@@ -178,3 +178,22 @@ fn the_trouble_with_a_pod_leaves_with_it() {
     }
     eventually("the node is in force again", || node.health().in_force);
 }
+
+#[test]
+fn a_strict_check_of_the_route_back_for_all_links_is_kept_off_ours_at_once() {
+    let Some(_lab) = lab() else { return };
+    let host = Host::new("a");
+    let node = host.node();
+    host.run("sysctl -qw net.ipv4.conf.all.rp_filter=0");
+    apply(&node, state(1));
+    let one = pod(&host, &node, &port("vethweone", "10.33.0.2"));
+    let _two = pod(&host, &node, &port("vethwetwo", "10.33.0.3"));
+    let bridge = || host.run("cat /proc/sys/net/ipv4/conf/weave/rp_filter").trim().to_owned();
+    assert_eq!(bridge(), "0");
+    host.run("sysctl -qw net.ipv4.conf.all.rp_filter=1");
+    eventually("loose again", || bridge() == "2");
+    assert!(one.ping("10.33.0.3"));
+    host.run("sysctl -qw net.ipv4.conf.all.rp_filter=0");
+    eventually("not asked again", || bridge() == "0");
+    assert!(one.ping("10.33.0.3"));
+}
