@@ -34,6 +34,8 @@ const OBJECT_COUNTER: u32 = 1;
 const ELEMENTS_A_MESSAGE: usize = 256;
 /// Bytes of an interface name in a key.
 const NAME: usize = 16;
+/// The type of a frame that carries an IPv4 packet (RFC 894).
+const IPV4: [u8; 2] = [8, 0];
 
 /// The family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +71,9 @@ impl Family {
 /// A set of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Set {
-    /// Port, MAC and address of each pod: what the guard lets in.
+    /// How each pod's packets begin: what the guard lets in at once.
+    Frames,
+    /// Port, MAC and address of each pod, which its ARP must have.
     Pods,
     /// Port and MAC of each pod, to tell a forged MAC from a forged address.
     PortMacs,
@@ -90,7 +94,8 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Frames,
         Self::Pods,
         Self::PortMacs,
         Self::Ports,
@@ -105,6 +110,7 @@ impl Set {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Frames => "frames",
             Self::Pods => "pods",
             Self::PortMacs => "port_macs",
             Self::Ports => "ports",
@@ -122,6 +128,7 @@ impl Set {
     #[must_use]
     pub const fn type_text(self) -> &'static str {
         match self {
+            Self::Frames => "typeof iifname . @ll,0,112 . @nh,96,32",
             Self::Pods => "type ifname . ether_addr . ipv4_addr",
             Self::PortMacs => "type ifname . ether_addr",
             Self::Ports => "type ifname",
@@ -137,7 +144,7 @@ impl Set {
     #[must_use]
     pub const fn family(self) -> Family {
         match self {
-            Self::Pods | Self::PortMacs | Self::Ports => Family::Bridge,
+            Self::Frames | Self::Pods | Self::PortMacs | Self::Ports => Family::Bridge,
             Self::Peers4 | Self::Peers6 | Self::Sources | Self::Blocks | Self::Guests => Family::Inet,
         }
     }
@@ -146,6 +153,17 @@ impl Set {
 /// An element of a set of ours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Element {
+    /// How the packets of a pod begin: a frame's header, as one number, and the source address.
+    Frame {
+        /// The pod's host interface.
+        port: String,
+        /// Whom its packets are for: the bridge.
+        gateway: Mac,
+        /// Its MAC address.
+        mac: Mac,
+        /// Its address.
+        address: Ipv4Addr,
+    },
     /// A pod.
     Pod {
         /// Its host interface.
@@ -240,6 +258,7 @@ impl Element {
     #[must_use]
     pub const fn set(&self) -> Set {
         match self {
+            Self::Frame { .. } => Set::Frames,
             Self::Pod { .. } => Set::Pods,
             Self::PortMac { .. } => Set::PortMacs,
             Self::Port { .. } => Set::Ports,
@@ -255,6 +274,10 @@ impl Element {
     #[must_use]
     pub fn encode(&self) -> RawElement {
         let key = match self {
+            Self::Frame { port, gateway, mac, address } => {
+                let header = [&gateway.0[..], &mac.0, &IPV4, &[0, 0]].concat();
+                [name_field(port), header, address.octets().to_vec()].concat()
+            }
             Self::Pod { port, mac, address } => {
                 [name_field(port), mac_field(*mac), address.octets().to_vec()].concat()
             }
@@ -276,6 +299,11 @@ impl Element {
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Frame { port, gateway, mac, address } => {
+                write!(f, "\"{port}\" . 0x")?;
+                gateway.0.iter().chain(&mac.0).chain(&IPV4).try_for_each(|byte| write!(f, "{byte:02x}"))?;
+                write!(f, " . {:#010x}", u32::from(*address))
+            }
             Self::Pod { port, mac, address } => write!(f, "\"{port}\" . {mac} . {address}"),
             Self::PortMac { port, mac } => write!(f, "\"{port}\" . {mac}"),
             Self::Port { port } => write!(f, "\"{port}\""),

@@ -105,7 +105,12 @@ pub fn desired(state: &NodeState) -> Desired {
     let text = Digest::of([facts.skeleton().as_bytes()]);
     let mut sets: BTreeMap<Set, BTreeSet<Element>> = Set::ALL.map(|set| (set, BTreeSet::new())).into();
     let guests = state.pods.iter().filter(|pod| !state.universe.contains(pod.address)).filter_map(guest);
-    let elements = state.pods.iter().flat_map(pod_elements).chain(guests).chain(peer_elements(state));
+    let elements = state
+        .pods
+        .iter()
+        .flat_map(|pod| pod_elements(pod, facts.mac))
+        .chain(guests)
+        .chain(peer_elements(state));
     for element in elements {
         sets.entry(element.set()).or_default().insert(element);
     }
@@ -118,11 +123,12 @@ pub fn desired(state: &NodeState) -> Desired {
     Desired { facts, text, sets }
 }
 
-/// What lets a pod's packets in.
-pub fn pod_elements(pod: &PodPort) -> impl Iterator<Item = Element> + use<> {
+/// What lets a pod's packets in. `gateway` is the bridge's MAC address.
+pub fn pod_elements(pod: &PodPort, gateway: Mac) -> impl Iterator<Item = Element> + use<> {
     let (port, mac) = (pod.host_interface.clone(), Mac(pod.mac));
     let IpAddr::V4(address) = pod.address else { return Vec::new().into_iter() };
     vec![
+        Element::Frame { port: port.clone(), gateway, mac, address },
         Element::Pod { port: port.clone(), mac, address },
         Element::PortMac { port: port.clone(), mac },
         Element::Port { port },

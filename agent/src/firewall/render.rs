@@ -3,7 +3,7 @@
 //! # The guard (table `bridge weave`)
 //!
 //! A pod's frame is let in if it is for the bridge's own MAC address and comes from the pod's own MAC and IP address
-//! (one lookup of port, MAC and address in one set), or if it is an ARP message to the bridge or to all, whose sender
+//! (one look-up of port, whole header and address in one set), or if it is an ARP message to the bridge or to all, whose sender
 //! is the pod in all three places where a sender stands. Everything else from a pod's port is dropped and counted by
 //! what was wrong with it; the questions that tell the kinds apart are asked only on the way to the drop. IPv6 frames
 //! are dropped, for the overlay hands out no IPv6 addresses: a pod's link-local address is its own invention, which
@@ -321,12 +321,12 @@ impl Facts {
     }
 
     fn guard(&self, text: &mut Text) {
-        let (mac, pods) = (self.mac, Set::Pods.name());
+        let (mac, frames, pods) = (self.mac, Set::Frames.name(), Set::Pods.name());
         text.block("chain prerouting", |text| {
             text.line("type filter hook prerouting priority -250; policy accept;");
-            text.line(&format!(
-                "ether daddr {mac} ether type ip iifname . ether saddr . ip saddr @{pods} accept"
-            ));
+            // Both MAC addresses and the type are taken in one piece, and the source address without the question
+            // after the type that its name would bring: half of what single comparisons cost.
+            text.line(&format!("iifname . @ll,0,112 . @nh,96,32 @{frames} accept"));
             text.line(&format!("iifname \"{PORT_PREFIX}*\" goto pod"));
             text.line(&format!("ether daddr {mac} {}", count_and_drop(Drop::UnknownPort)));
         });

@@ -92,8 +92,8 @@ fn a_pod_is_admitted_by_port_mac_and_address_together() {
         netns: String::new(),
         pod: None,
     };
-    let sets: Vec<Set> = pod_elements(&pod).map(|element| element.set()).collect();
-    assert_eq!(sets, [Set::Pods, Set::PortMacs, Set::Ports]);
+    let sets: Vec<Set> = pod_elements(&pod, Mac([2, 0, 0, 0, 0, 9])).map(|element| element.set()).collect();
+    assert_eq!(sets, [Set::Frames, Set::Pods, Set::PortMacs, Set::Ports]);
 }
 
 #[test]

@@ -235,15 +235,16 @@ impl Kernel {
     }
 
     /// Admits pods at the guard, all in one transaction.
-    pub(super) fn admit(&mut self, pods: &[PodPort]) -> Result<(), NetError> {
-        let add = pods.iter().flat_map(guard_elements).collect();
+    /// `gateway` is the bridge's MAC address.
+    pub(super) fn admit(&mut self, pods: &[PodPort], gateway: Mac) -> Result<(), NetError> {
+        let add = pods.iter().flat_map(|pod| guard_elements(pod, gateway)).collect();
         let change = Change::Elements { add, remove: BTreeSet::new() };
         self.step(&Step::Firewall(change))
     }
 
     /// Expels pods at the guard, all in one transaction, and forgets where they were.
-    pub(super) fn withdraw(&mut self, pods: &[PodPort]) -> Result<(), NetError> {
-        let remove = pods.iter().flat_map(guard_elements).collect();
+    pub(super) fn withdraw(&mut self, pods: &[PodPort], gateway: Mac) -> Result<(), NetError> {
+        let remove = pods.iter().flat_map(|pod| guard_elements(pod, gateway)).collect();
         self.step(&Step::Firewall(Change::Elements { add: BTreeSet::new(), remove }))?;
         for pod in pods {
             // Most are detached after their interface is gone, whose number may be another's by now.
@@ -344,8 +345,8 @@ pub(super) fn send_alone(route: &mut Netlink, step: &Step, indices: &Indices) ->
     results.into_iter().try_for_each(|result| judged(step, result))
 }
 
-fn guard_elements(pod: &PodPort) -> impl Iterator<Item = (Set, RawElement)> + use<> {
-    firewall::pod_elements(pod).map(|element| (element.set(), element.encode()))
+fn guard_elements(pod: &PodPort, gateway: Mac) -> impl Iterator<Item = (Set, RawElement)> + use<> {
+    firewall::pod_elements(pod, gateway).map(|element| (element.set(), element.encode()))
 }
 
 /// What an answer means: something that is to go and is gone already is as it should be, and a route that is there

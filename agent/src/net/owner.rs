@@ -374,7 +374,10 @@ impl Owner {
             return Err(incomplete("make the interface, which does not exist".to_owned()));
         }
         let steps = plan(&desired, &observed).steps;
-        let missing: Vec<String> = concerning(&steps, pod).into_iter().map(ToString::to_string).collect();
+        let missing: Vec<String> = concerning(&steps, pod, desired.firewall.facts.mac)
+            .into_iter()
+            .map(ToString::to_string)
+            .collect();
         if missing.is_empty() { Ok(()) } else { Err(incomplete(missing.join(", "))) }
     }
 
@@ -385,33 +388,31 @@ impl Owner {
 
     /// The short way, and if that fails because something of ours is missing, the long way and once more.
     fn put_in_force(&mut self, pods: &[PodPort]) -> Vec<Result<(), NetError>> {
-        let source = self.state.as_ref().and_then(|state| state.address);
-        let mut admitted = self.kernel.admit(pods);
+        let Some(state) = self.state.clone() else {
+            return pods.iter().map(|_| Err(NetError::NotReady)).collect();
+        };
+        let (source, gateway) = (state.address, Mac(state.name.mac()));
+        let mut admitted = self.kernel.admit(pods, gateway);
         if admitted.is_err() || self.kernel.index(BRIDGE).is_none() {
             self.reconcile();
-            admitted = self.kernel.admit(pods);
+            admitted = self.kernel.admit(pods, gateway);
         }
-        match admitted {
-            Ok(()) => {
-                let results = self.kernel.open_ports(pods, source);
-                if results.iter().all(Result::is_ok) {
-                    return results;
+        if let Err(error) = admitted {
+            let text = error.to_string();
+            return pods.iter().map(|_| Err(NetError::Firewall(text.clone()))).collect();
+        }
+        let mut results = self.kernel.open_ports(pods, source);
+        if results.iter().any(Result::is_err) {
+            self.reconcile();
+            results = self.kernel.open_ports(pods, source);
+            for (pod, result) in pods.iter().zip(&mut results).filter(|(_, result)| result.is_err()) {
+                // A route that the long way has made is refused the second time.
+                if self.check(pod).is_ok() {
+                    *result = Ok(());
                 }
-                self.reconcile();
-                let mut results = self.kernel.open_ports(pods, source);
-                for (pod, result) in pods.iter().zip(&mut results).filter(|(_, result)| result.is_err()) {
-                    // A route that the long way has made is refused the second time.
-                    if self.check(pod).is_ok() {
-                        *result = Ok(());
-                    }
-                }
-                results
-            }
-            Err(error) => {
-                let text = error.to_string();
-                pods.iter().map(|_| Err(NetError::Firewall(text.clone()))).collect()
             }
         }
+        results
     }
 
     fn detach(&mut self, asked: Vec<(String, Asker)>) {
@@ -419,7 +420,9 @@ impl Owner {
         let gone: Vec<PodPort> = asked.iter().filter_map(|(port, _)| self.pods.detach(port, now)).collect();
         // Later, since whoever asked need not wait for it.
         self.left.extend(gone.iter().map(|pod| pod.address));
-        let withdrawn = gone.is_empty() || self.state.is_none() || self.kernel.withdraw(&gone).is_ok();
+        let gateway = self.state.as_ref().map(|state| Mac(state.name.mac()));
+        let withdrawn =
+            gone.is_empty() || gateway.is_none_or(|gateway| self.kernel.withdraw(&gone, gateway).is_ok());
         if !withdrawn || self.any_guest(&gone) {
             // Something of it was missing, or there is more of it than a port. The long way finds out what is left.
             self.in_force = false;

@@ -167,10 +167,10 @@ pub fn detach_port(port: &str, resident: Resident) -> [Step; 3] {
     ]
 }
 
-/// Of the steps of a plan, those without which the pod's port is not in force.
+/// Of the steps of a plan, those without which the pod's port is not in force. `gateway` is the bridge's MAC address.
 #[must_use]
-pub fn concerning<'a>(steps: &'a [Step], pod: &PodPort) -> Vec<&'a Step> {
-    let elements: Vec<_> = firewall::pod_elements(pod)
+pub fn concerning<'a>(steps: &'a [Step], pod: &PodPort, gateway: Mac) -> Vec<&'a Step> {
+    let elements: Vec<_> = firewall::pod_elements(pod, gateway)
         .chain(firewall::guest(pod))
         .map(|element| (element.set(), element.encode()))
         .collect();

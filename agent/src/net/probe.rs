@@ -63,8 +63,9 @@ pub(super) fn probe(kernel: &mut Kernel, own: &[Cidr], used: &BTreeSet<IpAddr>) 
         netns: String::new(),
         pod: None,
     };
-    let verdict = send_and_watch(kernel, &pod, source);
-    clear(kernel, &pod);
+    let gateway = kernel.mac(BRIDGE).ok_or(NetError::NotReady)?;
+    let verdict = send_and_watch(kernel, &pod, gateway, source);
+    clear(kernel, &pod, gateway);
     verdict
 }
 
@@ -79,11 +80,15 @@ fn unused(own: &[Cidr], used: &BTreeSet<IpAddr>) -> Option<Ipv4Addr> {
     }
 }
 
-fn send_and_watch(kernel: &mut Kernel, pod: &PodPort, source: Ipv4Addr) -> Result<Verdict, NetError> {
-    let gateway = kernel.mac(BRIDGE).ok_or(NetError::NotReady)?;
+fn send_and_watch(
+    kernel: &mut Kernel,
+    pod: &PodPort,
+    gateway: Mac,
+    source: Ipv4Addr,
+) -> Result<Verdict, NetError> {
     firewall::program::apply(&table())?;
     kernel.create_veth(PORT, END)?;
-    kernel.admit(std::slice::from_ref(pod))?;
+    kernel.admit(std::slice::from_ref(pod), gateway)?;
     kernel.open_ports(std::slice::from_ref(pod), None).into_iter().collect::<Result<Vec<()>, _>>()?;
     let destination = IpAddr::V4(DESTINATION);
     let key = RouteKey { destination: Cidr::host(destination), metric: 0 };
@@ -151,9 +156,9 @@ fn send(source: Ipv4Addr) -> std::io::Result<()> {
 }
 
 /// Removes everything of the probe. What is not there any more needs no removing.
-fn clear(kernel: &mut Kernel, pod: &PodPort) {
+fn clear(kernel: &mut Kernel, pod: &PodPort, gateway: Mac) {
     let removals = [
-        kernel.withdraw(std::slice::from_ref(pod)),
+        kernel.withdraw(std::slice::from_ref(pod), gateway),
         kernel.delete_link(PORT),
         firewall::program::apply(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")),
     ];

@@ -16,6 +16,17 @@ fn keys_are_laid_out_as_nft_lays_them_out() {
         hex(&pod.encode().key),
         "7665746877 65706c3132333435363700 5e0000000001 0000 0a200002".replace(' ', "")
     );
+    let frame = Element::Frame {
+        port: "vethweone".to_owned(),
+        gateway: Mac([0x7a, 0, 0, 0, 0, 1]),
+        mac: Mac([0x5e, 0, 0, 0, 0, 9]),
+        address: Ipv4Addr::new(10, 33, 0, 2),
+    };
+    assert_eq!(
+        hex(&frame.encode().key),
+        "7665746877656f6e6500000000000000 7a0000000001 5e0000000009 0800 0000 0a210002".replace(' ', "")
+    );
+    assert_eq!(frame.to_string(), "\"vethweone\" . 0x7a00000000015e00000000090800 . 0x0a210002");
     let source = Element::Source {
         mac: Mac([0x7a, 0, 0, 0, 0, 2]),
         first: Ipv4Addr::new(10, 33, 0, 0),
