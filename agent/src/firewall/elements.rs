@@ -136,7 +136,7 @@ impl Set {
             Self::Guests => "type ipv4_addr",
             Self::Peers6 => "type ipv6_addr",
             Self::Sources => "type ether_addr . ipv4_addr; flags interval",
-            Self::Blocks => "type ether_addr . ipv4_addr; size 1024",
+            Self::Blocks => "typeof @ll,48,64 . @nh,96,32; size 1024",
         }
     }
 
@@ -285,7 +285,7 @@ impl Element {
             Self::Port { port } => name_field(port),
             Self::Peer4(address) | Self::Guest(address) => address.octets().to_vec(),
             Self::Peer6(address) => address.octets().to_vec(),
-            Self::Block { mac, first } => [mac_field(*mac), first.octets().to_vec()].concat(),
+            Self::Block { mac, first } => [&mac.0[..], &IPV4, &first.octets()].concat(),
             Self::Source { mac, first, last } => {
                 let field = |address: &Ipv4Addr| [mac_field(*mac), address.octets().to_vec()].concat();
                 return RawElement { key: field(first), end: field(last) };
@@ -300,20 +300,26 @@ impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Frame { port, gateway, mac, address } => {
-                write!(f, "\"{port}\" . 0x")?;
-                gateway.0.iter().chain(&mac.0).chain(&IPV4).try_for_each(|byte| write!(f, "{byte:02x}"))?;
-                write!(f, " . {:#010x}", u32::from(*address))
+                write!(f, "\"{port}\" . {} . {:#010x}", number(&[&gateway.0, &mac.0]), u32::from(*address))
             }
             Self::Pod { port, mac, address } => write!(f, "\"{port}\" . {mac} . {address}"),
             Self::PortMac { port, mac } => write!(f, "\"{port}\" . {mac}"),
             Self::Port { port } => write!(f, "\"{port}\""),
             Self::Peer4(address) | Self::Guest(address) => write!(f, "{address}"),
             Self::Peer6(address) => write!(f, "{address}"),
-            Self::Block { mac, first } => write!(f, "{mac} . {first}"),
+            Self::Block { mac, first } => {
+                write!(f, "{} . {:#010x}", number(&[&mac.0]), u32::from(*first))
+            }
             Self::Source { mac, first, last } if first == last => write!(f, "{mac} . {first}"),
             Self::Source { mac, first, last } => write!(f, "{mac} . {first}-{last}"),
         }
     }
+}
+
+/// MAC addresses and the type of what follows, as they stand in the header of a frame with an IPv4 packet, as one number.
+fn number(macs: &[&[u8; 6]]) -> String {
+    let bytes = macs.iter().copied().flatten().chain(&IPV4);
+    bytes.fold("0x".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 fn name_field(name: &str) -> Vec<u8> {

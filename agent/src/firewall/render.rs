@@ -212,9 +212,10 @@ impl Facts {
         let from_peer = format!("ether saddr . ip saddr @{}", Set::Sources.name());
         text.block("chain prerouting", |text| {
             text.line("type filter hook prerouting priority raw; policy accept;");
+            // Sender and type in one piece, as in the guard.
             text.line(&format!(
-                "iifgroup {TUNNEL_GROUP} ether saddr . ip saddr & {} @{} {not_vxlan} accept",
-                block_mask(self.universe),
+                "iifgroup {TUNNEL_GROUP} @ll,48,64 . @nh,96,32 & {:#010x} @{} {not_vxlan} accept",
+                u32::from(block_mask(self.universe)),
                 Set::Blocks.name()
             ));
             text.line(&format!("iifgroup {BRIDGE_GROUP} meta pkttype host {not_vxlan} accept"));

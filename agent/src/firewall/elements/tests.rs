@@ -27,6 +27,9 @@ fn keys_are_laid_out_as_nft_lays_them_out() {
         "7665746877656f6e6500000000000000 7a0000000001 5e0000000009 0800 0000 0a210002".replace(' ', "")
     );
     assert_eq!(frame.to_string(), "\"vethweone\" . 0x7a00000000015e00000000090800 . 0x0a210002");
+    let block = Element::Block { mac: Mac([0x7a, 0, 0, 0, 0, 2]), first: Ipv4Addr::new(10, 34, 16, 0) };
+    assert_eq!(hex(&block.encode().key), "7a0000000002 0800 0a221000".replace(' ', ""));
+    assert_eq!(block.to_string(), "0x7a00000000020800 . 0x0a221000");
     let source = Element::Source {
         mac: Mac([0x7a, 0, 0, 0, 0, 2]),
         first: Ipv4Addr::new(10, 33, 0, 0),
