@@ -8,6 +8,10 @@ use weave_topology::Notice as Mesh;
 pub(super) fn notice(notice: &Notice) {
     match notice {
         Notice::Ipam(notice) => tracing::info!(target: "weave_ipam", "{notice}"),
+        Notice::Overlay(moved, nickname) => {
+            let nickname = nickname.as_ref().map_or_else(String::new, |nickname| format!("({nickname})"));
+            tracing::info!(target: "weave_overlay", "to {}{nickname}, {moved}", moved.peer);
+        }
         Notice::Topology(
             mesh @ (Mesh::NameCollision { .. } | Mesh::IdentityHeldTwice(_) | Mesh::Refused { .. }),
         ) => tracing::warn!(target: "weave_topology", "{mesh}"),

@@ -28,4 +28,4 @@ pub use table::{
     Choice, Encryption, Forward, ForwardingTable, KnownWay, NoPath, PeerFacts, PeerPath, PlainFrom,
     QuicWanted, Vtep,
 };
-pub use way::{Carrier, Method, Probe, ProbeAnswer, Via, Way, WayNews};
+pub use way::{Carrier, Method, Moved, Probe, ProbeAnswer, Via, Way, WayNews};

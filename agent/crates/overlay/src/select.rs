@@ -34,7 +34,7 @@ use weave_proto::peer::{Features, Terms};
 use self::budget::{Budget, Counts};
 use self::peer::{PeerState, Sight, Slot, Standing};
 use self::probing::Due;
-use crate::{Carrier, Encryption, KnownWay, Method, PeerFacts, Probe, ProbeAnswer, Via, Way, WayNews};
+use crate::{Carrier, Encryption, KnownWay, Method, Moved, PeerFacts, Probe, ProbeAnswer, Via, Way, WayNews};
 
 /// Of how many peers that are in no facts it is remembered, too, why nothing carries to them.
 const MANY_ASIDE: usize = 256;
@@ -57,6 +57,8 @@ pub enum Output {
     Probe(Probe),
     /// Keep this in the place of what was kept of the same peer, before the table is published.
     Persist(KnownWay),
+    /// Let people know.
+    Tell(Moved),
 }
 
 /// What was said of a peer that is in no facts. A link and its session are there before the first gossip on it, and what
@@ -84,6 +86,8 @@ pub struct Overlay {
     /// Through whom others are reached at present, and who they are.
     hops: BTreeMap<PeerName, BTreeSet<PeerName>>,
     nonce: u64,
+    /// How many changes of ways nobody was told of since the last one that somebody was.
+    untold: u32,
     changed: bool,
     outputs: VecDeque<Output>,
 }
@@ -113,6 +117,7 @@ impl Overlay {
             saved,
             hops,
             nonce: seed,
+            untold: 0,
             changed: true,
             outputs: VecDeque::new(),
         }
@@ -338,9 +343,12 @@ impl Overlay {
         state.relaying = reaches_others || state.is_relayed_to(now);
         let sight = Sight { own: self.own, due: self.is_due(&state), relays: &self.relays };
         state.refresh(&sight, now);
+        let before = state.chosen.map(|chosen| chosen.way);
         self.changed |= state.decide(&sight, now);
+        let moved = before.and_then(|from| report::moved(name, from, &state, &sight, now));
         self.changed |= state.look_for_quic(self.is_sent_to(name, &state), &sight, now);
         self.probe(name, &mut state, now);
+        moved.into_iter().for_each(|moved| self.tell(moved, now));
         self.save(name, &state);
         let sealed = state.sealed().filter(|_| state.facts.features.has(Features::RELAY));
         self.peers.insert(name, state);
@@ -353,6 +361,15 @@ impl Overlay {
         }
         self.changed = true;
         true
+    }
+
+    fn tell(&mut self, moved: Moved, now: Instant) {
+        if self.budget.take_line(now) {
+            let untold = std::mem::take(&mut self.untold);
+            self.outputs.push_back(Output::Tell(Moved { untold, ..moved }));
+        } else {
+            self.untold = self.untold.saturating_add(1);
+        }
     }
 
     /// Whether packets may be sent to a peer: its own pods', or those of another peer that it might relay to.

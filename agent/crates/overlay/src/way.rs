@@ -164,6 +164,35 @@ pub struct Probe {
     pub hasty: bool,
 }
 
+/// Packets of pods for a peer take another way than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// For whom.
+    pub peer: PeerName,
+    /// The way that they took.
+    pub from: Way,
+    /// The way that they take; none if they cannot be sent any more.
+    pub to: Option<Way>,
+    /// Why, for the operator.
+    pub why: String,
+    /// How many changes before this one were not told, since there were so many.
+    pub untold: u32,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.to {
+            Some(to) => write!(f, "packets take {to} instead of {}", self.from)?,
+            None => write!(f, "packets cannot be sent by {} any more", self.from)?,
+        }
+        write!(f, ": {}", self.why)?;
+        match self.untold {
+            0 => Ok(()),
+            count => write!(f, " ({count} changes before this one were too many to be told)"),
+        }
+    }
+}
+
 /// A probe has come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeAnswer {

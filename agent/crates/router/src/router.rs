@@ -10,7 +10,7 @@ use weave_proto::local::cni::AttachmentKey;
 use weave_proto::peer::{
     Directed, Features, Hello, IpamDirected, IpamState, Message, Offer, Refusal, Routed, Terms,
 };
-use weave_proto::{Cidr, PeerName};
+use weave_proto::{Cidr, Nickname, PeerName};
 use weave_topology::{DialId, KnownPeer, LinkId, LinkUp, OwnFacts, Reason, Target, Topology};
 
 use crate::news::News;
@@ -125,6 +125,8 @@ pub enum Notice {
     Topology(weave_topology::Notice),
     /// From the allocator.
     Ipam(weave_ipam::Notice),
+    /// From the overlay, about a peer that is called so.
+    Overlay(weave_overlay::Moved, Option<Nickname>),
 }
 
 /// Topology, ipam and overlay joined. After every `handle_*`, take outputs with [`Self::poll_output`] until there are

@@ -69,6 +69,10 @@ impl Router {
                 // A neighbour that has not heard of a removal yet may go on telling of the removed peer.
                 weave_overlay::Output::Persist(known) if self.removed.contains(&known.peer) => {}
                 weave_overlay::Output::Persist(known) => self.persist(StoreOp::Way(known)),
+                weave_overlay::Output::Tell(moved) => {
+                    let nickname = self.nickname(moved.peer);
+                    self.outputs.push_back(Output::Notify(crate::Notice::Overlay(moved, nickname)));
+                }
             }
         }
     }

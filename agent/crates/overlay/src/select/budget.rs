@@ -6,6 +6,7 @@
 //!   doubts      12 a second,  24 at once     what is in doubt, without traffic
 //!   spare       40 a second,  40 at once     everything else
 //!   sizes       64 KiB a second and at once  how large a packet passes
+//!   lines        1 a second,  20 at once     in the log, of changes of ways
 //! ```
 //!
 //! Each kind has an allowance of its own, so none starves another. Within a kind whoever is overdue the longest comes
@@ -103,6 +104,7 @@ struct Allowance {
 pub(crate) struct Budget {
     kinds: [Allowance; 4],
     sizes: Allowance,
+    lines: Allowance,
     ways: Counts,
 }
 
@@ -111,6 +113,9 @@ const PROBES: [(u32, u32); 4] = [(300, 900), (60, 60), (40, 40), (12, 24)];
 
 /// Bytes a second and at once of probes for size. One probe of any size fits.
 const SIZES: u32 = 64 * 1024;
+
+/// Lines of the log a second and at once: a node that loses its uplink tells of few of its peers.
+const LINES: (u32, u32) = (1, 20);
 
 /// The share of a rate that the regular paces may take, in a hundredth; the rest is for jitter and for what has been
 /// lost.
@@ -122,7 +127,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 impl Budget {
     pub(crate) fn new() -> Self {
         let of = |(rate, most)| Allowance { rate, most, full: None };
-        Self { kinds: PROBES.map(of), sizes: of((SIZES, SIZES)), ways: [0; 4] }
+        Self { kinds: PROBES.map(of), sizes: of((SIZES, SIZES)), lines: of(LINES), ways: [0; 4] }
     }
 
     /// A peer has `after` ways of each kind, and had `before`.
@@ -152,6 +157,11 @@ impl Budget {
     /// Nothing is left: when to ask again.
     pub(crate) fn take(&mut self, kind: Kind, now: Instant) -> Result<(), Instant> {
         self.kinds[kind as usize].take(1, now)
+    }
+
+    /// Takes one line of the log out of the allowance; whether there is one left.
+    pub(crate) fn take_line(&mut self, now: Instant) -> bool {
+        self.lines.take(1, now).is_ok()
     }
 
     /// Takes a probe of `len` bytes out of the allowance for sizes.

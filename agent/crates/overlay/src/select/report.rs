@@ -9,7 +9,7 @@ use weave_proto::peer::Features;
 use super::Overlay;
 use super::peer::{Chosen, Ground, PeerState, Sight, Slot};
 use crate::{
-    Choice, Forward, ForwardingTable, Method, NoPath, PeerPath, PlainFrom, QuicWanted, Via, Vtep, Way,
+    Choice, Forward, ForwardingTable, Method, Moved, NoPath, PeerPath, PlainFrom, QuicWanted, Via, Vtep, Way,
 };
 
 /// How a peer is reached, for people.
@@ -124,6 +124,22 @@ impl Overlay {
             rejected: others.map(|slot| (named(slot), rejected(state, slot, &sight, now))).collect(),
         })
     }
+}
+
+/// What there is to be said of a peer whose packets went `from` there, if they no longer do.
+pub(super) fn moved(
+    peer: PeerName,
+    from: Way,
+    state: &PeerState,
+    sight: &Sight<'_>,
+    now: Instant,
+) -> Option<Moved> {
+    let to = state.chosen.map(|chosen| chosen.way);
+    let why = match state.chosen {
+        Some(chosen) => why(state, chosen, sight, now),
+        None => state.no_path(sight).to_string(),
+    };
+    (to != Some(from)).then_some(Moved { peer, from, to, why, untold: 0 })
 }
 
 fn named(slot: Slot) -> String {

@@ -4,6 +4,7 @@ mod crowd;
 mod hurry;
 mod law;
 mod restart;
+mod said;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -79,6 +80,8 @@ struct Lab {
     /// When the data plane says so again.
     look: Instant,
     saved: BTreeMap<PeerName, KnownWay>,
+    /// What was told to people.
+    said: Vec<String>,
     /// Every way that the peer has had, and since when.
     history: Vec<(Duration, Option<Way>)>,
 }
@@ -105,6 +108,7 @@ impl Lab {
             relayed: Vec::new(),
             look: start,
             saved: BTreeMap::new(),
+            said: Vec::new(),
             history: Vec::new(),
         };
         lab.meet(facts(PEER), PEER);
@@ -154,6 +158,7 @@ impl Lab {
             match output {
                 Output::Persist(known) => drop(self.saved.insert(known.peer, known)),
                 Output::Probe(probe) => self.carry(probe),
+                Output::Tell(moved) => self.said.push(moved.to_string()),
             }
         }
         let way = self.overlay.peers.get(&PEER).and_then(|state| state.chosen).map(|chosen| chosen.way);
