@@ -115,10 +115,12 @@ fn packets_that_are_lost_change_no_way_and_stop_nothing_through_a_relay() {
 }
 
 /// Loses one packet in a hundred for a while, and then one in ten: the nodes go on using what they use, a transfer of so
-/// many bytes arrives, a flow goes on, and afterwards the nodes are linked.
+/// bytes arrives, a flow goes on, and afterwards the nodes are linked. No log tells of a change of a way, either.
 fn lossy(lab: &Lab, way: Way) -> Result<()> {
     let pair = Pair::by(lab, way)?;
     let [near, next] = [&pair.hosts[0], pair.next()];
+    let changes = || pair.hosts.iter().map(|host| changes_of_ways(host)).collect::<Vec<_>>();
+    let before = changes();
     let flow = Flow::tcp(pair.one.ns(), pair.other.service(), PACE)?;
     for (percent, bytes) in [(1, 8 << 20), (10, 1 << 17)] {
         lab.lose(percent, &[near], &[next])?;
@@ -135,7 +137,14 @@ fn lossy(lab: &Lab, way: Way) -> Result<()> {
     let report = flow.finish()?;
     ensure!(report.lost == 0 && report.sent > 20, "{report:?}");
     near.wait_connected(&[next])?;
-    pair.wait_talk("the pods talk without loss")
+    pair.wait_talk("the pods talk without loss")?;
+    ensure!(changes() == before, "first {before:?}, then {:?}", changes());
+    Ok(())
+}
+
+/// What the node's log tells of changes of the ways that pods' packets take.
+fn changes_of_ways(host: &Host) -> Vec<String> {
+    host.log().lines().filter(|line| line.contains("[overlay]")).map(str::to_owned).collect()
 }
 
 #[test]
