@@ -80,6 +80,10 @@ impl fmt::Display for WaitingFor {
             Self::Locks { missing } => {
                 write!(f, "waiting for {} to agree who decides the first split", List(missing))
             }
+            Self::Votes { present, majority, .. } if present >= majority => write!(
+                f,
+                "the founders vote on the first split: {present} of them are here, {majority} must agree"
+            ),
             Self::Votes { present, majority, missing } => write!(
                 f,
                 "waiting for a majority of the founders: {present} of {majority} are here; bring back {}, or if \
@@ -107,5 +111,21 @@ impl fmt::Display for WaitingFor {
                 List(unreachable)
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_to_be_brought_back_where_enough_of_the_founders_are_here() {
+        let votes = |present, missing: &[u8]| {
+            let missing = missing.iter().map(|&name| PeerName::from_bits([2, 0, 0, 0, 0, name])).collect();
+            WaitingFor::Votes { present, majority: 2, missing }.to_string()
+        };
+        assert_eq!(votes(3, &[]), "the founders vote on the first split: 3 of them are here, 2 must agree");
+        assert_eq!(votes(2, &[3]), "the founders vote on the first split: 2 of them are here, 2 must agree");
+        assert!(votes(1, &[2, 3]).contains("1 of 2 are here; bring back 02:00:00:00:00:02"));
     }
 }
