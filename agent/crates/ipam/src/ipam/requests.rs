@@ -15,7 +15,7 @@ use crate::api::{
     Allocation, Answer, ClaimConflict, Notice, Output, PortPlan, Request, RequestError, RequestId,
 };
 use crate::book;
-use crate::donation::{Market, Quest};
+use crate::donation::{Market, Quest, Seeker};
 use crate::reclaim::Electors;
 use crate::space::Unavailable;
 use crate::waiting::WaitingFor;
@@ -155,7 +155,11 @@ impl Ipam {
 
     /// Sees that this peer comes by the space it needs.
     fn seek(&mut self, now: Instant) {
-        let Some(universe) = self.universe_id().filter(|_| self.removed().is_none()) else { return };
+        let Some(universe) = self.universe_id().filter(|_| self.removed().is_none()) else {
+            // Who was removed seeks nothing, and waits for no donor that was asked before.
+            self.seeker = Seeker::default();
+            return;
+        };
         let donors = self.donors();
         loop {
             let market = Market {

@@ -9,7 +9,7 @@ use weave_ipam::{Answer, Mode, Request, RequestError};
 use crate::invariants::{
     agreed, always, everybody_is_served, heal, nobody_reachable_shares, nothing_is_lost, rest,
 };
-use crate::transition::{cases, with_rash_removals, with_removals};
+use crate::transition::{Transition, cases, with_rash_removals, with_removals};
 use crate::world::World;
 
 #[test]
@@ -38,6 +38,26 @@ fn a_living_peer_is_not_removed_by_accident() {
     let request = world.ask(0, Request::RemovePeer { peer: alive, force: false });
 
     assert_eq!(world.replies[&request], Err(RequestError::StillAlive(alive)));
+}
+
+#[test]
+fn a_peer_that_is_removed_while_it_waits_for_a_donor_waits_no_more() {
+    use Transition::{Pass, RemoveUnseen, Split};
+    // Found by the property below: the peer went on waiting, and was woken without end.
+    let mut world = mesh(3, 340_602_884_186_711_451);
+    let life = [
+        Split(53),
+        Pass(500),
+        RemoveUnseen(17_581_905_846_266_799_652),
+        Pass(2023),
+        Split(163),
+        Pass(676),
+        RemoveUnseen(9_703_991_720_087_784_500),
+        Pass(2047),
+    ];
+    life.into_iter().for_each(|transition| transition.happen(&mut world, &Mode::Observer));
+    rest(&mut world);
+    agreed(&world);
 }
 
 #[test]
@@ -175,7 +195,7 @@ proptest! {
         let mut world = mesh(count, seed);
         for transition in life {
             if world.machines.iter().filter(|machine| !machine.gone).count() <= 1
-                && matches!(transition, crate::transition::Transition::Replace(_))
+                && matches!(transition, Transition::Replace(_))
             {
                 continue;
             }
