@@ -6,8 +6,8 @@
 //! packet through (see [`crate::net::probe`]); this module tells when that is worth while, and who could be to blame.
 //!
 //! For iptables there is a remedy that undoes nothing of the administrator's: three rules at the head of FORWARD that
-//! accept what comes from the pods' bridge and goes to it or to their ports, marked by a comment, put there only where the chain exists and
-//! a packet was dropped, and removed by `reset`. For other firewalls there is only the message.
+//! accept what comes from the pods' bridge and goes to it or to their ports, marked by a comment, put there only where
+//! the chain exists and a packet was dropped, and removed by `reset`. For other firewalls there is only the message.
 
 use std::fmt;
 use std::io;
@@ -119,7 +119,8 @@ pub fn complaint(universe: Cidr, chains: &[ForwardChain]) -> String {
     )
 }
 
-/// Accepts what comes from the pods' bridge and goes to it or to their ports at the head of FORWARD, in each iptables that has such a chain. Returns what was done.
+/// Accepts what comes from the pods' bridge and goes to it or to their ports at the head of FORWARD, in each iptables
+/// that has such a chain. Returns what was done.
 ///
 /// # Errors
 /// An iptables that should have taken the rules did not.

@@ -3,8 +3,8 @@
 //! # The guard (table `bridge weave`)
 //!
 //! A pod's frame is let in if it is for the bridge's own MAC address and comes from the pod's own MAC and IP address
-//! (one look-up of port, whole header and address in one set), or if it is an ARP message to the bridge or to all, whose sender
-//! is the pod in all three places where a sender stands. Everything else from a pod's port is dropped and counted by
+//! (one look-up of port, whole header and address in one set), or if it is an ARP message to the bridge or to all, whose
+//! sender is the pod in all three places where a sender stands. Everything else from a pod's port is dropped and counted by
 //! what was wrong with it; the questions that tell the kinds apart are asked only on the way to the drop. IPv6 frames
 //! are dropped, for the overlay hands out no IPv6 addresses: a pod's link-local address is its own invention, which
 //! would let it speak to neighbours past every policy. A frame with a VLAN tag is none of the above (its type is the

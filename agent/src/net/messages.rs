@@ -258,8 +258,8 @@ fn adjust_link(index: u32, change: &LinkChange) -> Vec<u8> {
     encode(RouteNetlinkMessage::NewLink(message), 0)
 }
 
-/// Makes a veth a port of the bridge, up, in the ports' group, without IPv6 of its own: a port has no addresses, and the router
-/// solicitations and duplicate address detection that the kernel would send from it only wake the pod.
+/// Makes a veth a port of the bridge, up, in the ports' group, without IPv6 of its own: a port has no addresses, and the
+/// router solicitations and duplicate address detection that the kernel would send from it only wake the pod.
 fn enslave(port: u32, bridge: u32, ipv6: bool) -> Vec<u8> {
     let mut message = LinkUnspec::new_with_index(port).controller(bridge).up().build();
     message.attributes.push(LinkAttribute::Group(PORT_GROUP));
